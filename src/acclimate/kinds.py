@@ -1,0 +1,228 @@
+"""One class per kind of method: its room, its verb, and the shapes that go in and come out."""
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any
+
+from .method import Method
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+
+
+class Data(Method):
+    """Keeps, changes or groups documents. Engine: documents."""
+
+    room = "data"
+    verb = "keep"
+
+    @abstractmethod
+    def keep(self, doc: dict) -> bool | str:
+        """True to keep the document, or the reason to drop it."""
+
+
+class Inputs(Method):
+    """Fits a plug-in to a model's input side: vocabulary, tags, soft prompts, knowledge maps. Engine: train."""
+
+    room = "inputs"
+    verb = "fit"
+
+    @abstractmethod
+    def fit(self, model: Any, tokenizer: Any, domain: Any) -> Any:
+        """A plug-in that maps old weights and never loses them."""
+
+
+class Objective(Method):
+    """A training loss; the arguments of ``loss`` are words (words.py) and say what data it needs. Engine: train.
+
+    ``loss`` returns a scalar. Where ``items`` is asked for, the sum over the batch is divided by it, so that the gradient does
+    not depend on how a step is cut into micro-batches.
+    """
+
+    room = "objectives"
+    verb = "loss"
+
+    def corrupt(self, tokens: "np.ndarray", special: "np.ndarray", vocabulary: int, generator: "np.random.Generator") -> tuple:
+        """Inputs and labels made of clean ids [token] (``special``: 1 where an id is structural).
+
+        By default the inputs are the clean ids and each label is the id that follows; masked objectives override this.
+        """
+        import numpy as np
+
+        return tokens, np.append(tokens[1:], -100)
+
+
+class Adapter(Method):
+    """A small trainable part inside a frozen model. Engine: train.
+
+    A method either gives a peft configuration (where peft has the method) or wraps layers itself.
+    """
+
+    room = "adapters"
+    verb = "wrap"
+
+    def wrap(self, layer: "nn.Module") -> "nn.Module":
+        """The layer with the adapter beside or inside it; equal to the layer at the start."""
+        raise TypeError(f"{self.name} is a peft configuration and wraps no single layer")
+
+    def peft(self, model: Any) -> Any | None:
+        """The peft configuration for this model (a transformers model), or None for an adapter of our own."""
+        return None
+
+
+class Merge(Method):
+    """Combines checkpoints of one architecture, tensor by tensor. Engine: tensors."""
+
+    room = "merging"
+    verb = "merge"
+
+    @abstractmethod
+    def merge(self, base: "Tensor", tuned: "Tensor") -> "Tensor":
+        """base [*shape], tuned [model, *shape] -> merged [*shape]."""
+
+
+class Experts(Method):
+    """Builds one system of several experts. Engines: train, generate."""
+
+    room = "experts"
+    verb = "build"
+
+    @abstractmethod
+    def build(self, base: Any, experts: Any, domains: Any) -> Any:
+        """A system with ``logprobs``, ``generate``, ``add`` and ``remove``."""
+
+
+class Routing(Method):
+    """Chooses who answers a request. Engine: generate."""
+
+    room = "routing"
+    verb = "route"
+
+    @abstractmethod
+    def route(self, prompts: list[str], user: Any) -> list:
+        """Decisions: ids, weights, cost, reason; access is enforced before weights are normalised."""
+
+
+class Editing(Method):
+    """Changes single facts in a model. Engine: edit."""
+
+    room = "editing"
+    verb = "edit"
+
+    @abstractmethod
+    def edit(self, model: Any, requests: list) -> Any:
+        """The edited model."""
+
+
+class Retrieval(Method):
+    """Finds documents. Engine: index."""
+
+    room = "retrieval"
+    verb = "find"
+
+    @abstractmethod
+    def find(self, queries: list[str], k: int) -> Any:
+        """Ids and scores of the k best documents per query."""
+
+
+class Agents(Method):
+    """Solves a task with calls to a language model and to tools. Engine: agent."""
+
+    room = "agents"
+    verb = "solve"
+
+    @abstractmethod
+    def solve(self, task: Any, llm: Any, tools: Any) -> Any:
+        """A trace: every call, its cost, the answer."""
+
+
+class _Shift(Method):
+    """The common face of methods whose step is a sequence of (loss, who learns). Engine: shift."""
+
+    verb = "step"
+
+
+class DomainAdaptation(_Shift):
+    """Labelled source, unlabelled target."""
+
+    room = "domain_adaptation"
+
+
+class DomainGeneralization(_Shift):
+    """Several labelled domains, an unseen target."""
+
+    room = "domain_generalization"
+
+
+class TestTime(Method):
+    """Adapts while it predicts. Engine: online."""
+
+    room = "test_time"
+    verb = "predict"
+
+    @abstractmethod
+    def predict(self, batch: Any) -> "Tensor":
+        """Logits [batch, class]; ``reset`` restores the source model exactly."""
+
+
+class ActiveLearning(Method):
+    """Chooses what to label next. Engine: shift."""
+
+    room = "active_learning"
+    verb = "query"
+
+    @abstractmethod
+    def query(self, pool: Any, budget: int) -> "np.ndarray":
+        """Indices into the pool, ``budget`` of them."""
+
+
+class Continual(Method):
+    """Learns one task after another. Engines: train, shift."""
+
+    room = "continual"
+    verb = "penalty"
+
+    @abstractmethod
+    def penalty(self) -> "Tensor":
+        """What the loss pays for moving away from earlier tasks: scalar."""
+
+
+class Evaluation(Method):
+    """Scores outputs against the truth. Engine: score."""
+
+    room = "evaluation"
+    verb = "score"
+
+    @abstractmethod
+    def score(self, outputs: Any, truth: Any) -> dict[str, tuple[float, int]]:
+        """Each figure with the number of items behind it."""
+
+
+class Interpretation(Method):
+    """Explains what a model does on a domain. Engine: generate."""
+
+    room = "interpretation"
+    verb = "analyse"
+
+    @abstractmethod
+    def analyse(self, model: Any, domain: Any) -> Any:
+        """Tables and graphs."""
+
+
+class Planning(Method):
+    """Ranks what to do next. Engine: score."""
+
+    room = "planning"
+    verb = "plan"
+
+    @abstractmethod
+    def plan(self, budget: Any, facts: Any) -> list:
+        """Steps, best first, each with its reason."""
+
+
+KINDS: dict[str, type[Method]] = {
+    kind.room: kind
+    for kind in list(vars().values())
+    if isinstance(kind, type) and issubclass(kind, Method) and kind.room
+}
+ROOMS: dict[str, str] = {room: (kind.__doc__ or "").partition("\n")[0] for room, kind in KINDS.items()}

@@ -1,0 +1,27 @@
+"""The closed list of words a verb may ask for: argument name -> what it is, with its shape.
+
+Where methods of one kind need different things, the verb's signature says what: an argument without a default is a need,
+one with a default is a wish. Engines supply words by these names and no others.
+"""
+
+WORDS: dict[str, str] = {
+    # token prediction
+    "logits": "scores of the next (or the masked) token [batch, token, vocabulary]",
+    "labels": "ids to predict, aligned with logits, -100 where nothing is asked [batch, token]",
+    "answer_mask": "1 where the label belongs to the assistant's own words, else 0 [batch, token]; needs conversations",
+    "items": "how many predictions (tokens, pairs or rows) the whole optimizer step holds, over all its micro-batches: scalar",
+    # preference pairs; log-probabilities are sums over the answer's tokens
+    "chosen_logps": "log-probability of the preferred answer under the model [pair]; needs preference data",
+    "rejected_logps": "log-probability of the rejected answer under the model [pair]",
+    "ref_chosen_logps": "log-probability of the preferred answer under the frozen start model [pair]",
+    "ref_rejected_logps": "log-probability of the rejected answer under the frozen start model [pair]",
+    "chosen_tokens": "length of the preferred answer in tokens [pair]",
+    "rejected_tokens": "length of the rejected answer in tokens [pair]",
+    # a teacher's view, stored sparsely
+    "teacher_ids": "ids of the teacher's K likeliest tokens [batch, token, K]; needs a teacher",
+    "teacher_logprobs": "the teacher's log-probabilities of those tokens at temperature 1 [batch, token, K]",
+    # embeddings
+    "anchors": "embeddings of the first texts [row, width]; needs pairs of texts",
+    "positives": "embeddings of the texts that belong to them, row by row [row, width]",
+    "negatives": "embeddings of texts that do not belong to them [row, width]",
+}
