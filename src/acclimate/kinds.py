@@ -220,6 +220,19 @@ class Planning(Method):
         """Steps, best first, each with its reason."""
 
 
+class Strategy(Method):
+    """Works through others: gets the engines as ``tools`` (train, score, generate ...) and says in which order to use them.
+
+    A strategy stands in the room of what it teaches, so each one names its ``room`` itself.
+    """
+
+    verb = "run"
+
+    @abstractmethod
+    def run(self, tools: Any, **given: Any) -> Any:
+        """What the strategy makes, usually a dict of models by stage."""
+
+
 KINDS: dict[str, type[Method]] = {
     kind.room: kind
     for kind in list(vars().values())
