@@ -13,12 +13,12 @@ __version__ = "0.1.0"
 _VERBS = {  # name -> module that holds it, imported at first use
     "Domain": "domain",
     "Model": "model",
-    "adapt": "verbs",
-    "evaluate": "verbs",
+    "adapt": "execute",
+    "evaluate": "execute",
     "compare": "report",
-    "run": "recipe",
+    "run": "execute",
     "load": "method",
-    "methods": "method",
+    "names": "method",
     "reproduce": "experiments",
     "papers": "catalogue",
     "AcclimateError": "errors",
@@ -29,7 +29,7 @@ def __getattr__(name: str) -> Any:
     if name not in _VERBS:
         raise AttributeError(f"module 'acclimate' has no attribute {name!r}")
     module = import_module(f"acclimate.{_VERBS[name]}")
-    return getattr(module, "names" if name == "methods" else name)
+    return getattr(module, name)
 
 
 def __dir__() -> list[str]:

@@ -8,7 +8,7 @@ class AcclimateError(Exception):
     """Bad input or a fault of the surroundings; its text is the whole message, no traceback is needed."""
 
 
-class MissingExtra(AcclimateError):
+class MissingExtraError(AcclimateError):
     """An optional dependency is not installed."""
 
     def __init__(self, package: str, extra: str):

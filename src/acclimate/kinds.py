@@ -234,8 +234,6 @@ class Strategy(Method):
 
 
 KINDS: dict[str, type[Method]] = {
-    kind.room: kind
-    for kind in list(vars().values())
-    if isinstance(kind, type) and issubclass(kind, Method) and kind.room
+    kind.room: kind for kind in list(vars().values()) if isinstance(kind, type) and issubclass(kind, Method) and kind.room
 }
 ROOMS: dict[str, str] = {room: (kind.__doc__ or "").partition("\n")[0] for room, kind in KINDS.items()}

@@ -15,7 +15,12 @@ from .errors import AcclimateError, nearest
 from .files import atomic_dir, digest, read_json, write_json
 
 ASSETS = Path(__file__).parent / "assets"
-KINDS = {"causal": "AutoModelForCausalLM", "masked": "AutoModelForMaskedLM", "seq2seq": "AutoModelForSeq2SeqLM", "encoder": "AutoModel"}
+KINDS = {
+    "causal": "AutoModelForCausalLM",
+    "masked": "AutoModelForMaskedLM",
+    "seq2seq": "AutoModelForSeq2SeqLM",
+    "encoder": "AutoModel",
+}
 MANIFEST = "acclimate.json"
 PROBE = "The model reads a short line of plain text, so that two copies of it can be compared: 1, 2, 3."
 
@@ -45,10 +50,17 @@ class Model:
     kind: str
     source: str = ""
     notes: dict[str, Any] = field(default_factory=dict)  # how it was made: goes into the manifest and the model card
+    _hashed: tuple[int, str] | None = field(default=None, repr=False)
 
     @classmethod
     def load(
-        cls, ref: str, *, kind: str | None = None, new_head: bool = False, dtype: torch.dtype = torch.float32, device: str | None = None
+        cls,
+        ref: str,
+        *,
+        kind: str | None = None,
+        new_head: bool = False,
+        dtype: torch.dtype = torch.float32,
+        device: str | None = None,
     ) -> "Model":
         """Load ``seedling``, ``seedling-xs``, ``minilm``, a folder, a Hugging Face id, or a folder with a peft adapter.
 
@@ -90,8 +102,14 @@ class Model:
                     f"{folder}/adapter_model.safetensors does not fit {base.name}: missing {sorted(want - have)[:3]}, "
                     f"unexpected {sorted(have - want)[:3]}"
                 )
-        return cls(Path(ref).name, net.to(device or default_device()), base.tokenizer, base.kind, ref, {**base.notes, "base": base.source,
-                   "base_fingerprint": base.fingerprint})
+        return cls(
+            Path(ref).name,
+            net.to(device or default_device()),
+            base.tokenizer,
+            base.kind,
+            ref,
+            {**base.notes, "base": base.source, "base_fingerprint": base.fingerprint},
+        )
 
     def to(self, device: str) -> "Model":
         """Move the weights; returns the model itself."""
@@ -117,16 +135,25 @@ class Model:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all weights, names and shapes (16 hex digits)."""
-        return fingerprint(self.net)
+        """Hash of all weights, names and shapes (16 hex digits); reckoned again only when a weight was written to."""
+        state = hash(tuple((id(p), p._version) for p in self.net.parameters()))
+        if self._hashed is None or self._hashed[0] != state:
+            self._hashed = (state, fingerprint(self.net))
+        return self._hashed[1]
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the weights."""
+        return sum(p.numel() * p.element_size() for p in self.net.parameters())
 
     def parameters(self, trainable: bool = False) -> int:
         """How many weights there are, or how many of them learn."""
         return sum(p.numel() for p in self.net.parameters() if p.requires_grad or not trainable)
 
-    def copy(self, name: str | None = None) -> "Model":
-        """A deep copy that can be trained without touching this one."""
-        return Model(name or self.name, copy.deepcopy(self.net), self.tokenizer, self.kind, self.source, dict(self.notes))
+    def copy(self, name: str | None = None, share: bool = False) -> "Model":
+        """A copy that can be trained; with ``share`` its modules are new but the weights are these very tensors (no memory)."""
+        memo: dict[int, Any] = {id(tensor): tensor for tensor in (*self.net.parameters(), *self.net.buffers())} if share else {}
+        return Model(name or self.name, copy.deepcopy(self.net, memo), self.tokenizer, self.kind, self.source, dict(self.notes))
 
     @torch.no_grad()
     def probe(self) -> Tensor:
@@ -168,14 +195,25 @@ class Model:
             **base,
             "fingerprint": self.fingerprint,
             "made": self.notes.get("made", {}),
-            "versions": {"acclimate": __version__, "torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()},
+            "versions": {
+                "acclimate": __version__,
+                "torch": torch.__version__,
+                "transformers": transformers.__version__,
+                "python": platform.python_version(),
+            },
         }
 
     def _card(self) -> str:
         made = self.notes.get("made", {})
         base = made.get("base", self.source)
-        front = ["---", "library_name: " + ("peft" if self.adapted else "transformers"), f"base_model: {base}",
-                 "base_model_relation: " + ("adapter" if self.adapted else "finetune"), "tags: [acclimate]", "---"]
+        front = [
+            "---",
+            "library_name: " + ("peft" if self.adapted else "transformers"),
+            f"base_model: {base}",
+            "base_model_relation: " + ("adapter" if self.adapted else "finetune"),
+            "tags: [acclimate]",
+            "---",
+        ]
         lines = [f"# {self.name}", "", f"Adapted from `{base}` with acclimate.", ""]
         lines += [f"- {key}: {value}" for key, value in made.items()]
         return "\n".join(front + lines) + "\n"
@@ -183,19 +221,29 @@ class Model:
     def _compare(self, folder: Path) -> None:
         import psutil
 
-        size = sum(p.numel() * p.element_size() for p in self.net.parameters())
-        if self.adapted or size * 2 > psutil.virtual_memory().available:
+        if self.adapted or self.bytes * 2 > psutil.virtual_memory().available:
             return _compare_tensors(self, folder)
         again = _load_whole(str(folder), self.kind, False, next(self.net.parameters()).dtype)
         other = Model(self.name, again[0].to(self.device), self.tokenizer, self.kind)
         mine, theirs = self.probe(), other.probe()
         if mine.shape != theirs.shape or not torch.equal(torch.nan_to_num(mine), torch.nan_to_num(theirs)):
             gap = (mine - theirs).abs().max().item() if mine.shape == theirs.shape else float("nan")
-            raise AcclimateError(f"{folder}: the saved model answers a probe differently from the one in memory (largest gap {gap:.2g}); not kept")
+            raise AcclimateError(
+                f"{folder}: the saved model answers a probe differently from the one in memory (largest gap {gap:.2g}); not kept"
+            )
 
 
 # Families whose position ids start behind the padding id.
-OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "data2vec-text", "xlm-roberta-xl", "roberta-prelayernorm"}
+OFFSET_POSITIONS = {
+    "roberta",
+    "xlm-roberta",
+    "camembert",
+    "mpnet",
+    "longformer",
+    "data2vec-text",
+    "xlm-roberta-xl",
+    "roberta-prelayernorm",
+}
 
 
 def default_device() -> str:
@@ -252,10 +300,14 @@ def _load_whole(where: str, kind: str | None, new_head: bool, dtype: torch.dtype
     if wrong:
         what = "lacks" if missing else "has extra" if unexpected else "has wrong shapes for"
         hint = "; for an encoder without an output layer load it with new_head=True" if missing and not new_head else ""
-        raise AcclimateError(f"{where} {what} {len(wrong)} weights of a {config.model_type} {kind} model, e.g. {', '.join(wrong[:3])}{hint}")
+        raise AcclimateError(
+            f"{where} {what} {len(wrong)} weights of a {config.model_type} {kind} model, e.g. {', '.join(wrong[:3])}{hint}"
+        )
     size = net.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > size:
-        raise AcclimateError(f"{where}: the tokenizer has {len(tokenizer)} tokens but the model only {size} rows; it is another model's tokenizer")
+        raise AcclimateError(
+            f"{where}: the tokenizer has {len(tokenizer)} tokens but the model only {size} rows; it is another model's tokenizer"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return net, tokenizer, kind
@@ -281,7 +333,9 @@ def _not_found(where: str, error: Exception) -> str:
     known = embedded()
     if Path(where).is_dir():
         return f"{where} is not a readable model folder: {str(error).splitlines()[0]}"
-    place = "the Hugging Face hub cannot be reached and it is not in the local cache" if offline else "the Hugging Face hub does not know it"
+    place = (
+        "the Hugging Face hub cannot be reached and it is not in the local cache" if offline else "the Hugging Face hub does not know it"
+    )
     return f"no model {where!r}: no such folder, and {place}{nearest(where, known)}"
 
 

@@ -15,7 +15,17 @@ def bar(items: Iterable | None = None, what: str = "", total: float | None = Non
     """A tqdm bar: iterate over it, or call ``update(n)`` and ``close()``; silent where nobody looks."""
     from tqdm import tqdm
 
-    return tqdm(items, desc=what, total=total, unit=unit, unit_scale=True, disable=not wanted(), leave=False, dynamic_ncols=True, smoothing=0.1)
+    return tqdm(
+        items,
+        desc=what,
+        total=total,
+        unit=unit,
+        unit_scale=True,
+        disable=not wanted(),
+        leave=False,
+        dynamic_ncols=True,
+        smoothing=0.1,
+    )
 
 
 def say(text: str) -> None:

@@ -1,1 +1,43 @@
+"""The command line. Each command parses, calls one function of the library, and prints; nothing is decided here.
 
+Results go to stdout (with --json nothing else does), all else to stderr. Exit codes: 0 done, 1 a check or verdict failed,
+2 bad input or missing surroundings, 130 interrupted (what was made is kept; run again to go on).
+"""
+
+import sys
+from typing import Any
+
+from ..errors import AcclimateError
+
+
+def main() -> None:
+    """Entry point of ``acclimate``."""
+    from .commands import app
+
+    try:
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except AcclimateError as error:
+        _complain(str(error))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        _complain("interrupted; what was made is kept, run the same command with the same --out to go on")
+        sys.exit(130)
+    except Exception as error:
+        # click's own complaints (unknown option, missing argument) know how to show themselves
+        if hasattr(error, "show") and hasattr(error, "exit_code"):
+            error.show()
+            sys.exit(error.exit_code)
+        raise
+
+
+def _complain(text: str) -> None:
+    print(f"acclimate: {text}", file=sys.stderr)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "app":
+        from .commands import app
+
+        return app
+    raise AttributeError(name)

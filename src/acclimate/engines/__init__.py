@@ -1,1 +1,1 @@
-
+"""Loops, devices, files: what runs methods."""

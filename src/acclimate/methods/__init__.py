@@ -1,0 +1,1 @@
+"""The methods, one file each; the path is the registry."""

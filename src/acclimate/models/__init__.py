@@ -1,1 +1,1 @@
-
+"""Architectures of our own, and what differs between model families."""

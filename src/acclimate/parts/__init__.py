@@ -1,1 +1,1 @@
-
+"""Maths shared by two or more methods: pure functions."""

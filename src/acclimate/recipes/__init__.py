@@ -1,1 +1,1 @@
-
+"""Whole pipelines as YAML."""

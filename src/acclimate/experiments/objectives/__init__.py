@@ -1,1 +1,1 @@
-
+"""Experiments of the objectives room."""

@@ -1,1 +1,1 @@
-
+"""Small trainable parts inside a frozen model."""

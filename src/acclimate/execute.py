@@ -1,0 +1,449 @@
+"""Runs a checked recipe: opens the domains, checks for contamination, makes the steps, measures every model, writes the report."""
+
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .domain import Domain
+from .domain.contamination import contamination
+from .errors import AcclimateError
+from .files import lock, read_json, write_json, write_text
+from .kinds import Adapter, Objective, Strategy
+from .progress import say
+from .recipe import Recipe, Step
+from .runs import Run, new_folder, now, provenance
+
+if TYPE_CHECKING:
+    from .model import Model
+
+
+def run(recipe: "Recipe | str | Path | dict", out: str | Path | None = None, command: str = "") -> dict[str, Any]:
+    """Run a recipe (a checked one, a YAML file, or plain data) and return the report's data; what is already made is not made again.
+
+    ``out`` is the run directory (default: a fresh one under ./runs); a run that was killed goes on when it is named again.
+    """
+    from . import report
+
+    if isinstance(recipe, dict):
+        recipe = Recipe.check(recipe)
+    elif not isinstance(recipe, Recipe):
+        recipe = Recipe.read(recipe)
+    folder = Path(out) if out else new_folder(recipe.title.replace(" ", "-").replace("/", "-"))
+    with lock(folder):
+        say(f"run directory: {folder}")
+        write_text(folder / "recipe.yaml", recipe.text())
+        tools = Tools(recipe, Run(folder, recipe.seed))
+        for step in recipe.steps:
+            tools.make(step)
+        data = tools.report(command or " ".join(["acclimate", *sys.argv[1:]]))
+        page = report.write(data, folder)
+        say(f"report: {page}")
+    return {**data, "folder": str(folder)}
+
+
+class Tools:
+    """The engines, as strategies and recipes use them: models by name, domains by name, every product cached in the run directory."""
+
+    def __init__(self, recipe: Recipe, run: Run):
+        self.recipe, self.run = recipe, run
+        self.domains: dict[str, Domain] = {}
+        self.models: dict[str, Model] = {}
+        self.costs: dict[str, dict[str, Any]] = {}
+        self.curves: dict[str, list] = {}
+        self.contaminated: dict[str, Any] = {"checked": 0, "removed": 0, "spans": []}
+        self.looked: set[str] = set()
+
+    # what there is
+
+    def model(self, ref: str) -> "Model":
+        """A step's model by name, else any reference that Model.load takes."""
+        from .model import Model
+
+        if ref not in self.models:
+            self.models[ref] = Model.load(ref)
+        return self.models[ref]
+
+    def domain(self, name: str) -> Domain:
+        """A domain of the recipe, opened at first use."""
+        if name not in self.domains:
+            self.domains[name] = self._open(name, dict(self.recipe.domains[name]))
+        return self.domains[name]
+
+    def _open(self, name: str, spec: dict[str, Any]) -> Domain:
+        if "recall" not in spec:
+            return Domain.load(name, spec.pop("source"), **spec)
+        from .engines.generate import recall
+        from .files import cache_dir, digest
+
+        model = self.model(spec.get("model") or self.recipe.model)
+        path = cache_dir("recall") / f"{digest([model.fingerprint, spec['recall'], self.recipe.seed])}.json"
+        if not path.exists():
+            write_json(path, recall(model, int(spec["recall"]), seed=self.recipe.seed))
+        return Domain.from_texts(name, read_json(path), source=f"written by {model.name}")
+
+    # making
+
+    def make(self, step: Step) -> None:
+        """Make one step of the recipe."""
+        if isinstance(step.method, Strategy):
+            roles = {role: self.domain(name) for role, name in step.on.items()}
+            made = step.method.run(_Named(self, step), start=self.model(step.start), **roles)
+            for stage, model in made.items():
+                self.models[f"{step.name}.{stage}"] = model
+            self.models[step.name] = list(made.values())[-1]
+        elif isinstance(step.method, Objective):
+            domains = {name: (self.clean(name), float(weight)) for name, weight in step.on.items()}
+            self.models[step.name] = self.train(
+                step.name,
+                self.model(step.start),
+                step.method,
+                domains,
+                step.train,
+                adapter=step.adapter,
+                teacher=step.teacher,
+                stages=step.stages,
+            )
+        else:
+            raise AcclimateError(f"step {step.name}: {step.use} cannot be run as a step yet; steps are objectives and strategies")
+
+    def train(
+        self,
+        name: str,
+        start: "Model",
+        objective: Objective,
+        domains: "dict[str, tuple[Domain, float]] | Domain",
+        settings: dict[str, Any] | None = None,
+        *,
+        adapter: Any = None,
+        teacher: str = "",
+        stages: list | None = None,
+    ) -> "Model":
+        """Train a copy of ``start``; made once per run directory and settings."""
+        from .engines import train as engine
+
+        domains = {domains.name: (domains, 1.0)} if isinstance(domains, Domain) else domains
+        plan = engine.Training(**{"seed": self.recipe.seed, **(settings or {})})
+        watch = {n: self.domain(n) for n in (*self.recipe.evaluate["in"], *self.recipe.evaluate["out"]) if _readable(self.domain(n))}
+        parts = {
+            "start": start.fingerprint,
+            "objective": [objective.name, objective.values()],
+            "adapter": adapter and [adapter.name, adapter.values()],
+            "teacher": teacher and self.model(teacher).fingerprint,
+            "domains": {n: [d.fingerprint, w] for n, (d, w) in domains.items()},
+            "training": plan.values(),
+            "stages": stages,
+        }
+
+        def make(work: Path) -> tuple[Model, dict]:
+            done = engine.train(
+                start,
+                objective,
+                domains,
+                plan,
+                work,
+                adapter=adapter,
+                teacher=self.model(teacher) if teacher else None,
+                watch=watch,
+                outside=set(self.recipe.evaluate["out"]),
+                stages=[(float(a), b) for a, b in stages] if stages else None,
+                name=name,
+            )
+            how = _how(start, objective, adapter, domains, done)
+            return done.model, {"how": how, "cost": done.cost, "curve": [row for row in done.curve], "stopped": done.stopped}
+
+        model = self.run.step(name, parts, make)
+        facts = self.run.made[name]
+        self.costs[name], self.curves[name] = {"how": facts["how"], **facts["cost"]}, facts["curve"]
+        return model
+
+    def clean(self, name: str) -> Domain:
+        """A domain whose training split shares no long span with any text or task it will be measured on (checked once)."""
+        domain = self.domain(name)
+        if not self.recipe.contamination or name in self.looked or "train" not in domain.splits:
+            return domain
+        self.looked.add(name)
+        measured = {n: self.domain(n) for n in (*self.recipe.evaluate["in"], *self.recipe.evaluate["out"])}
+        against = {n: _measured_texts(d, self.recipe.evaluate.get("split", "test")) for n, d in measured.items()}
+        rows = domain.rows("train")
+        found = contamination(domain.texts("train"), {n: t for n, t in against.items() if t}, origins=list(rows["origin"]))
+        self.contaminated["checked"] += found["checked"]
+        self.contaminated["removed"] += found["removed"]
+        self.contaminated["spans"] += [{**span, "domain": span.get("domain") or name} for span in found["spans"]]
+        if found["removed"]:
+            say(f"{name}: {found['removed']} of {found['checked']} training documents share text with what is measured; they are left out")
+            domain.splits["train"] = rows.select(found["clean"])
+        return domain
+
+    # measuring
+
+    def report(self, command: str) -> dict[str, Any]:
+        """Measure the start model and every step on every domain, and put all that is known together."""
+        recipe, evaluate = self.recipe, self.recipe.evaluate
+        names = [recipe.model, *(evaluate.get("models") or self._last())]
+        roles = {**dict.fromkeys(evaluate["out"], "out"), **dict.fromkeys(evaluate["in"], "in")}
+        domains = {name: self.domain(name) for name in (*evaluate["in"], *evaluate["out"])}
+        results, counts = [], {}
+        for name, domain in domains.items():
+            some = limited(domain, evaluate.get("split", "test"), int(evaluate.get("bytes") or 150_000))
+            counts[name] = {
+                "role": roles[name],
+                "documents": len(some),
+                "bytes": sum(len(t.encode()) for t in some),
+                "source": domain.source,
+                "licence": domain.licence,
+            }
+            results += measure({n: self.model(n) for n in names}, domain, some)
+        start = self.model(recipe.model)
+        base = {
+            "how": "the start model",
+            "trained_parameters": 0,
+            "total_parameters": start.parameters(),
+            "tokens": 0,
+            "seconds": 0.0,
+            "flops": 0.0,
+            "peak_memory_bytes": 0,
+        }
+        return {
+            "title": recipe.title,
+            "created": now(),
+            "base": recipe.model,
+            "command": command,
+            "recipe": recipe.text(),
+            "models": {n: self.costs.get(n, base if n == recipe.model else {**base, "how": "made by a strategy"}) for n in names},
+            "domains": counts,
+            "results": results,
+            "curves": {n: self.curves[n] for n in names if n in self.curves},
+            "samples": self._samples(names, domains),
+            "contamination": self.contaminated,
+            "provenance": {
+                **provenance(recipe.seed),
+                "models": {n: self.model(n).fingerprint for n in names},
+                "domains": {n: d.fingerprint for n, d in domains.items()},
+            },
+        }
+
+    def _last(self) -> list[str]:
+        return [name for name in self.models if name in {step.name for step in self.recipe.steps} or ("." in name and "/" not in name)]
+
+    def _samples(self, names: list[str], domains: dict[str, Domain]) -> list[dict[str, Any]]:
+        from .engines.generate import generate
+
+        found = []
+        many = int(self.recipe.evaluate.get("samples", 2))
+        for name in self.recipe.evaluate["in"]:
+            texts = [text for text in limited(domains[name], self.recipe.evaluate.get("split", "test"), 10**9) if len(text) > 200][:many]
+            prompts = [text[:120].rsplit(" ", 1)[0] for text in texts]
+            said = {
+                n: generate(self.model(n), prompts, tokens=int(self.recipe.evaluate.get("sample_tokens", 60)))
+                for n in names
+                if self.model(n).kind == "causal"
+            }
+            found += [
+                {"domain": name, "prompt": prompt, "texts": {n: out[i] for n, out in said.items()}} for i, prompt in enumerate(prompts)
+            ]
+        return found
+
+
+class _Named:
+    """Tools as one strategy sees them: its products carry the step's name and its settings the step's own."""
+
+    def __init__(self, tools: Tools, step: Step):
+        self.tools, self.step = tools, step
+
+    def train(self, name: str, start: "Model", objective: Objective, domains: Any, **settings: Any) -> "Model":
+        """Train and name the product ``<step>.<name>``; the recipe's train: settings win over the strategy's."""
+        adapter = settings.pop("adapter", None)
+        return self.tools.train(f"{self.step.name}.{name}", start, objective, domains, {**settings, **self.step.train}, adapter=adapter)
+
+
+def measure(models: "dict[str, Model]", domain: Domain, texts: list[str], seed: int = 0) -> list[dict[str, Any]]:
+    """Every model on one domain's held-out texts and tasks; the first model is the one others are compared with, item by item."""
+    from .engines import score
+    from .parts import statistics
+
+    rows: list[dict[str, Any]] = []
+    base: dict[str, Any] = {}
+    for name, model in models.items():
+        if texts and model.kind in ("causal", "masked"):
+            bits = score.bits_per_byte(model, texts, what=f"{name} on {domain.name}")
+            value, low, high = bits.interval()
+            row = {
+                "model": name,
+                "domain": domain.name,
+                "metric": "bits_per_byte",
+                "better": "lower",
+                "value": value,
+                "low": low,
+                "high": high,
+                "n": len(texts),
+            }
+            change = dict.fromkeys(("change", "change_low", "change_high", "p", "flips"))
+            first = base.setdefault("bits", bits)
+            if first is not bits:
+                gap = statistics.paired_difference(first.bits, first.bytes, bits.bits, bits.bytes)
+                worse = float(np.mean(bits.bits / bits.bytes > first.bits / first.bytes))
+                change = dict(zip(change, (*gap, worse), strict=True))
+            rows.append({**row, **change, "perplexity": bits.perplexity})
+        for task in domain.tasks.values():
+            if model.kind not in ("causal", "seq2seq"):
+                continue
+            answers = score.solve(model, task)
+            value, low, high = answers.interval()
+            row = {
+                "model": name,
+                "domain": f"{domain.name}: {task.name}",
+                "metric": task.metric,
+                "better": "higher",
+                "value": value,
+                "low": low,
+                "high": high,
+                "n": len(task.rows),
+            }
+            change = dict.fromkeys(("change", "change_low", "change_high", "p", "flips"))
+            before = base.setdefault(task.name, answers)
+            if before is not answers:
+                ones = np.ones(len(task.rows))
+                gap = statistics.paired_difference(before.right, ones, answers.right, ones)
+                change = dict(zip(change, (*gap, statistics.negative_flips(before.right, answers.right)[0]), strict=True))
+            rows.append({**row, **change})
+    return rows
+
+
+def limited(domain: Domain, split: str, most: int) -> list[str]:
+    """Held-out documents up to ``most`` bytes (the first ones, in the domain's order)."""
+    if split not in domain.splits:
+        return []
+    found: list[str] = []
+    for text in domain.texts(split):
+        if most <= 0:
+            break
+        found.append(text)
+        most -= len(text.encode())
+    return found
+
+
+def _readable(domain: Domain) -> bool:
+    return bool(domain.splits)
+
+
+def _measured_texts(domain: Domain, split: str) -> list[str]:
+    texts = domain.texts(split) if split in domain.splits else []
+    return [*texts, *(str(row.get("prompt", "")) for task in domain.tasks.values() for row in task.rows)]
+
+
+def _how(start: "Model", objective: Objective, adapter: Adapter | None, domains: Iterable[str], done: Any) -> str:
+    what = f"{objective.name.partition('.')[2]}" + (f" with {adapter.name.partition('.')[2]}" if adapter else "")
+    return f"{what} on {', '.join(domains)} from {start.name}, {done.cost['steps']} steps" + (f"; {done.stopped}" if done.stopped else "")
+
+
+def evaluate(
+    models: "list[str]", domains: dict[str, Any], *, split: str = "test", most: int = 150_000, out: str | Path | None = None
+) -> dict[str, Any]:
+    """Measure models (the first is the one others are compared with) on domains given as name -> source; writes a report if ``out``."""
+    from . import report
+    from .model import Model
+
+    began = time.perf_counter()
+    loaded = {name: Model.load(name) for name in models}
+    opened = {name: spec if isinstance(spec, Domain) else Domain.load(name, spec) for name, spec in domains.items()}
+    results, counts = [], {}
+    for name, domain in opened.items():
+        some = limited(domain, split, most)
+        counts[name] = {
+            "role": "in",
+            "documents": len(some),
+            "bytes": sum(len(t.encode()) for t in some),
+            "source": domain.source,
+            "licence": domain.licence,
+        }
+        results += measure(loaded, domain, some)
+    data = {
+        "title": "evaluation",
+        "created": now(),
+        "base": models[0],
+        "command": " ".join(["acclimate", *sys.argv[1:]]),
+        "recipe": "",
+        "models": {
+            n: {
+                "how": "as given",
+                "trained_parameters": 0,
+                "total_parameters": m.parameters(),
+                "tokens": 0,
+                "seconds": 0.0,
+                "flops": 0.0,
+                "peak_memory_bytes": 0,
+            }
+            for n, m in loaded.items()
+        },
+        "domains": counts,
+        "results": results,
+        "curves": {},
+        "samples": [],
+        "contamination": {"checked": 0, "removed": 0, "spans": []},
+        "provenance": {
+            **provenance(0),
+            "models": {n: m.fingerprint for n, m in loaded.items()},
+            "domains": {n: d.fingerprint for n, d in opened.items()},
+            "seconds": round(time.perf_counter() - began, 1),
+        },
+    }
+    if out:
+        say(f"report: {report.write(data, Path(out))}")
+    return data
+
+
+def adapt(
+    model: str,
+    domain: str,
+    *,
+    name: str = "domain",
+    objective: str = "objectives.causal_lm",
+    adapter: str = "",
+    replay: float = 0.0,
+    outside: dict[str, str] | None = None,
+    settings: dict[str, Any] | None = None,
+    out: str | Path | None = None,
+    seed: int = 0,
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Adapt a model to a domain and report what was gained in it and lost outside it; the recipe is written beside the report.
+
+    ``outside`` names general text to measure (and replay); without it the start model's own writing (``recall``) serves.
+    """
+    recipe = adapt_recipe(model, domain, name, objective, adapter, replay, outside, settings or {}, seed)
+    return {"recipe": recipe.text()} if dry_run else run(recipe, out)
+
+
+def adapt_recipe(
+    model: str,
+    domain: str,
+    name: str,
+    objective: str,
+    adapter: str,
+    replay: float,
+    outside: dict[str, str] | None,
+    settings: dict[str, Any],
+    seed: int,
+) -> Recipe:
+    """The recipe behind ``adapt``."""
+    if not 0 <= replay < 1:
+        raise AcclimateError(f"replay = {replay}, but must lie in [0, 1): it is the share of training rows drawn from outside text")
+    general: dict[str, Any] = dict(outside or {}) or {"recall": {"recall": 240}}
+    on: dict[str, float] = {name: 1.0 - replay} | ({key: replay / len(general) for key in general} if replay else {})
+    step: dict[str, Any] = {"as": "adapted", "use": objective, "on": on, "train": settings}
+    if adapter:
+        step["adapter"] = adapter
+    return Recipe.check(
+        {
+            "title": f"{name}-expert",
+            "seed": seed,
+            "model": model,
+            "domains": {name: domain, **general},
+            "steps": [step],
+            "evaluate": {"in": [name], "out": list(general)},
+        }
+    )

@@ -1,0 +1,238 @@
+"""A recipe: a short YAML of domains and steps, checked whole before any weight loads, then run step by step.
+
+title: numpy expert
+model: seedling                                   # what every model is compared with
+domains:
+  numpy: python_docs/numpy                        # a file, folder, named dataset or Hugging Face id
+  recall: {recall: 200}                           # text the start model writes by itself
+steps:
+  - {as: full,   use: objectives.causal_lm, on: numpy, train: {steps: 60}}
+  - {as: replay, use: objectives.causal_lm, on: {numpy: 0.75, recall: 0.25}, train: {steps: 60}}
+  - {as: lora,   use: objectives.causal_lm, on: numpy, adapter: {use: adapters.lora, with: {r: 16}}}
+evaluate: {in: [numpy], out: [recall]}
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import AcclimateError, nearest
+from .kinds import Strategy
+from .method import Method, find
+
+KEYS = ("title", "seed", "model", "domains", "steps", "evaluate", "contamination")
+STEP = ("as", "use", "from", "on", "with", "train", "adapter", "teacher", "stages", "new_head")
+EVALUATE = ("in", "out", "models", "split", "bytes", "samples", "sample_tokens")
+
+
+@dataclass
+class Step:
+    """One step: a method, where it starts from, what it learns on."""
+
+    name: str
+    use: str
+    start: str
+    on: dict[str, Any]
+    method: Method
+    train: dict[str, Any] = field(default_factory=dict)
+    adapter: Method | None = None
+    adapter_spec: dict[str, Any] | None = None
+    teacher: str = ""
+    stages: list | None = None
+    new_head: bool = False
+
+
+@dataclass
+class Recipe:
+    """A checked recipe; ``data`` is its plain form, ready for YAML."""
+
+    data: dict[str, Any]
+    title: str
+    seed: int
+    model: str
+    domains: dict[str, dict[str, Any]]
+    steps: list[Step]
+    evaluate: dict[str, Any]
+    contamination: bool = True
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Recipe":
+        """Read and check a YAML file (or one of the package's own, by name such as ``quickstart``)."""
+        import yaml
+
+        path = Path(path)
+        own = Path(__file__).parent / "recipes" / f"{path}.yaml"
+        if not path.exists() and own.exists():
+            path = own
+        if not path.is_file():
+            known = [str(p.relative_to(own.parent).with_suffix("")) for p in (Path(__file__).parent / "recipes").rglob("*.yaml")]
+            raise AcclimateError(f"no recipe {path}: no such file, and not one of the package's own{nearest(str(path), known)}")
+        try:
+            data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise AcclimateError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        return cls.check(data, str(path))
+
+    @classmethod
+    def check(cls, data: Any, where: str = "the recipe") -> "Recipe":
+        """Check every key, name, setting and reference. Raises AcclimateError with the nearest known name."""
+        _keys(where, data, KEYS)
+        steps = data.get("steps") or []
+        if not isinstance(steps, list):
+            raise AcclimateError(f"{where}: steps must be a list")
+        model = str(data.get("model") or "seedling")
+        domains = {name: spec if isinstance(spec, dict) else {"source": str(spec)} for name, spec in (data.get("domains") or {}).items()}
+        for name, spec in domains.items():
+            if "source" not in spec and "recall" not in spec:
+                raise AcclimateError(f"{where}: domain {name!r} needs source: (a file, folder, dataset) or recall: (a number of texts)")
+        names = [str(step.get("as") or f"step{i + 1}") if isinstance(step, dict) else f"step{i + 1}" for i, step in enumerate(steps)]
+        doubled = {name for name in names if names.count(name) > 1}
+        if doubled:
+            raise AcclimateError(f"{where}: two steps are called {sorted(doubled)[0]!r}; give each its own name with as:")
+        read = [_step(f"{where}, step {name}", name, step, model, domains) for name, step in zip(names, steps, strict=True)]
+        evaluate = dict(data.get("evaluate") or {})
+        _keys(f"{where}, evaluate", evaluate, EVALUATE)
+        for role in ("in", "out"):
+            evaluate[role] = [evaluate[role]] if isinstance(evaluate.get(role), str) else list(evaluate.get(role) or [])
+            for name in evaluate[role]:
+                _known(f"{where}, evaluate.{role}", name, domains, "domain")
+        made = {step.name for step in read} | {step.name + "." for step in read}
+        for name in evaluate.get("models") or []:
+            if name.partition(".")[0] not in {m.rstrip(".") for m in made}:
+                _known(f"{where}, evaluate.models", name, {step.name: 1 for step in read}, "step")
+        ordered = _order(where, read)
+        return cls(
+            dict(data),
+            str(data.get("title") or "run"),
+            int(data.get("seed") or 0),
+            model,
+            domains,
+            ordered,
+            evaluate,
+            data.get("contamination") not in (False, "off"),
+        )
+
+    def text(self) -> str:
+        """The resolved recipe as YAML: every default written out."""
+        import yaml
+
+        steps = []
+        for step in self.steps:
+            spec: dict[str, Any] = {
+                "as": step.name,
+                "use": step.use,
+                "from": step.start,
+                "on": step.on,
+                "with": step.method.values(),
+            }
+            if not isinstance(step.method, Strategy):
+                spec["train"] = training(step, self.seed).values()
+            if step.adapter_spec:
+                spec["adapter"] = {"use": step.adapter_spec["use"], "with": step.adapter.values() if step.adapter else {}}
+            spec |= {k: v for k, v in (("teacher", step.teacher), ("stages", step.stages), ("new_head", step.new_head)) if v}
+            steps.append(spec)
+        whole = {
+            "title": self.title,
+            "seed": self.seed,
+            "model": self.model,
+            "domains": self.domains,
+            "steps": steps,
+            "evaluate": self.evaluate,
+        }
+        if not self.contamination:
+            whole["contamination"] = "off"
+        return yaml.safe_dump(whole, sort_keys=False, allow_unicode=True, width=120)
+
+
+def training(step: Step, seed: int) -> Any:
+    """The step's training settings; the recipe's seed counts where the step names none."""
+    from .engines.train import Training
+
+    return Training(**{"seed": seed, **step.train})
+
+
+def _step(where: str, name: str, step: Any, model: str, domains: dict) -> Step:
+    _keys(where, step, STEP)
+    if "use" not in step:
+        raise AcclimateError(f"{where}: use: is missing; name a method such as objectives.causal_lm")
+    try:
+        method = find(step["use"])(**(step.get("with") or {}))
+        spec = step.get("adapter")
+        spec = {"use": spec} if isinstance(spec, str) else spec
+        if spec:
+            _keys(f"{where}, adapter", spec, ("use", "with"))
+        adapter = find(spec["use"])(**(spec.get("with") or {})) if spec else None
+    except AcclimateError as error:
+        raise AcclimateError(f"{where}: {error}") from error
+    on = step.get("on")
+    on = {on: 1.0} if isinstance(on, str) else {d: 1.0 for d in on} if isinstance(on, list) else dict(on or {})
+    roles = isinstance(method, Strategy)
+    for key, value in on.items():
+        _known(where, value if roles else key, domains, "domain")
+        if not roles and (not isinstance(value, (int, float)) or value < 0):
+            raise AcclimateError(f"{where}: the weight of domain {key!r} is {value!r}, but must be a number of 0 or more")
+    if not on:
+        raise AcclimateError(f"{where}: on: is missing; name the domain to learn on")
+    for stage in step.get("stages") or []:
+        for key in stage[1] if isinstance(stage, (list, tuple)) and len(stage) == 2 else _bad_stage(where):
+            _known(where, key, on, "domain of this step")
+    made = Step(
+        name,
+        step["use"],
+        str(step.get("from") or model),
+        on,
+        method,
+        dict(step.get("train") or {}),
+        adapter,
+        spec,
+        str(step.get("teacher") or ""),
+        step.get("stages"),
+        bool(step.get("new_head")),
+    )
+    if not roles:
+        try:
+            training(made, 0)
+        except AcclimateError as error:
+            raise AcclimateError(f"{where}, train: {error}") from error
+    return made
+
+
+def _bad_stage(where: str) -> Any:
+    raise AcclimateError(f"{where}: a stage is written [share of the run at its end, {{domain: weight}}], e.g. [0.5, {{legal: 1}}]")
+
+
+def _keys(where: str, data: Any, known: tuple[str, ...]) -> None:
+    if not isinstance(data, dict):
+        raise AcclimateError(f"{where} must be a mapping of keys, but is {type(data).__name__}")
+    for key in data:
+        if key not in known:
+            raise AcclimateError(f"{where}: unknown key {key!r}{nearest(str(key), known)}")
+
+
+def _known(where: str, name: str, among: dict, what: str) -> None:
+    if name not in among:
+        raise AcclimateError(f"{where}: no {what} {name!r}{nearest(str(name), among)}")
+
+
+def _order(where: str, steps: list[Step]) -> list[Step]:
+    """Steps in an order in which everything referred to is made before; a cycle is an error that names it."""
+    by_name = {step.name: step for step in steps}
+    done: list[Step] = []
+    state: dict[str, int] = {}
+
+    def visit(step: Step, trail: list[str]) -> None:
+        if state.get(step.name) == 2:
+            return
+        if state.get(step.name) == 1:
+            raise AcclimateError(f"{where}: steps go round in a circle: {' -> '.join([*trail[trail.index(step.name) :], step.name])}")
+        state[step.name] = 1
+        for ref in (step.start, step.teacher):
+            before = by_name.get(ref) or by_name.get(ref.partition(".")[0] if "/" not in ref else "")
+            if before is not None:
+                visit(before, [*trail, step.name])
+        state[step.name] = 2
+        done.append(step)
+
+    for step in steps:
+        visit(step, [])
+    return done
