@@ -42,8 +42,10 @@ class Objective(Method):
     room = "objectives"
     verb = "loss"
 
-    def corrupt(self, tokens: "np.ndarray", special: "np.ndarray", vocabulary: int, generator: "np.random.Generator") -> tuple:
-        """Inputs and labels made of clean ids [token] (``special``: 1 where an id is structural).
+    def corrupt(
+        self, tokens: "np.ndarray", special: "np.ndarray", vocabulary: int, mask_id: int | None, generator: "np.random.Generator"
+    ) -> tuple:
+        """Inputs and labels made of clean ids [token] (``special``: 1 where an id is structural, ``mask_id``: the tokenizer's mask token).
 
         By default the inputs are the clean ids and each label is the id that follows; masked objectives override this.
         """
