@@ -31,9 +31,7 @@ def coverage(interval, truth, trials=150):
 
 def test_ratio_interval_covers_the_truth():
     share = coverage(lambda g: ratio_interval(*documents(g), draws=400)[1:], truth=2.0)
-    assert (
-        0.89 <= share <= 0.99
-    )  # 95 % promised; three standard errors of 150 trials, and the percentile interval runs a little narrow
+    assert 0.89 <= share <= 0.99  # 95 % promised; three standard errors of 150 trials, and the percentile interval runs a little narrow
 
 
 def test_paired_interval_covers_the_truth_and_p_is_calibrated():

@@ -35,9 +35,7 @@ def resampled_sums(columns: ArrayLike, *, seed: int = 0, draws: int = 2000) -> n
     for start in range(0, draws, block):
         size = min(block, draws - start)
         weights = generator.multinomial(items, np.full(items, 1 / items), size=size).astype(float)  # [draw, item]
-        sums[start : start + size] = np.einsum(
-            "di,ik->dk", weights, columns
-        )  # not BLAS: the same bits with any number of threads
+        sums[start : start + size] = np.einsum("di,ik->dk", weights, columns)  # not BLAS: the same bits with any number of threads
     return sums
 
 
