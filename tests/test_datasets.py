@@ -258,6 +258,8 @@ def test_legal_notices_hold_no_licence_twice_and_no_address():
 def test_lm_corpora_are_divided_by_order_and_share_no_text(name):
     domain = datasets.load(f"lm/{name}")
     assert not crossing(domain)
+    texts = [text for split in domain.splits for text in domain.texts(split)]
+    assert len(texts) == len(set(texts))
     assert domain.form == "text"
     assert domain.licence == lm.CORPORA[name].licence
     sizes = {split: sum(len(text.encode()) for text in domain.texts(split)) for split in domain.splits}
