@@ -470,3 +470,9 @@ def test_importing_the_report_loads_no_plotting():
 
     code = "import acclimate.report, sys; print([m for m in ('matplotlib', 'torch', 'jinja2', 'scipy') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_perplexity_stands_beside_bits_per_byte(data, tmp_path):
+    assert "perplexity" not in page(data, tmp_path).text
+    data["results"][0]["perplexity"] = 41.278
+    assert re.search(r"95 % interval perplexity gain .* seedling 2\.300 \[2\.250, 2\.350\] 41\.28", page(data, tmp_path).text)

@@ -1,5 +1,6 @@
 """Names placed beside points and lines so that they do not cover each other."""
 
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -82,6 +83,9 @@ def label_points(
                 cost = _covered([here, *leader], taken) + far * 2
                 outside = max(0, frame.x0 - here[0]) + max(0, here[2] - frame.x1) + max(0, frame.y0 - here[1]) + max(0, here[3] - frame.y1)
                 cost += 1000 * outside
+                if not leader:  # a name must not look like another point's
+                    own = _gap(here, px, py, r)
+                    cost += 30 * sum(_gap(here, *other[:3]) <= own + 2 for other in dots) - 30
                 if best is None or cost < best[0]:
                     best = (cost, (cx, cy, dx, dy, here, leader))
         assert best
@@ -104,6 +108,11 @@ def _leader(start: tuple[float, float], end: tuple[float, float]) -> list[tuple]
     """Small boxes along the line from a point to its name."""
     steps = [(start[0] + (end[0] - start[0]) * part / 12, start[1] + (end[1] - start[1]) * part / 12) for part in range(3, 12)]
     return [(x - 1.5, y - 1.5, x + 1.5, y + 1.5) for x, y in steps]
+
+
+def _gap(box: tuple, x: float, y: float, r: float) -> float:
+    """The distance from a box to the edge of a point, below zero where they meet."""
+    return math.hypot(max(box[0] - x, 0, x - box[2]), max(box[1] - y, 0, y - box[3])) - r
 
 
 def _covered(parts: list[tuple], taken: list[tuple]) -> float:

@@ -62,7 +62,7 @@ def _cards(data: dict, summary: Summary) -> list[dict[str, str]]:
     def side(label: str, estimate: Estimate, what: str, better: int) -> None:
         places = digits(estimate.low, estimate.high)
         ends = interval(estimate.low, estimate.high, places)
-        put(label, number(estimate.value, places), f"{what} {ends}".strip(), {1: "better", -1: "worse", 0: ""}[estimate.sign * better])
+        put(label, number(estimate.value, places), f"{what}\n{ends}".strip(), {1: "better", -1: "worse", 0: ""}[estimate.sign * better])
 
     if best.gain:
         side("gain in the domain", best.gain, summary.gain.unit, 1)
@@ -79,7 +79,7 @@ def _cards(data: dict, summary: Summary) -> list[dict[str, str]]:
     work = [f"{count(cost['tokens'])} tokens"] if cost.get("tokens") is not None else []
     work += [count(cost["flops"], "FLOP")] if cost.get("flops") is not None else []
     if cost.get("seconds") is not None:
-        put("training time", duration(cost["seconds"]), ", ".join(work))
+        put("training time", duration(cost["seconds"]), "\n".join(work))
     elif work:
         put("training", *work)
     if cost.get("trained_parameters") is not None:
