@@ -40,19 +40,27 @@ class Grams:
             self.tables[length] = hashes, np.concatenate([each for _, each in found])[first]
 
     def hits(self, ids: np.ndarray) -> list[tuple[int, int, int]]:
-        """(first word, word after the last, owner) of each n-gram of the stream that an evaluation text has."""
+        """(first word, word after the last, owner) of the stretches of the stream whose n-grams evaluation texts have."""
         if not len(ids):
             return []
         known = np.concatenate([[0], np.cumsum(ids > 0)])
-        found = []
+        found: list[tuple[int, int, int]] = []
         for length, hashes in _hashes(ids, list(self.tables)).items():
             table, owners = self.tables[length]
             # only where all words occur in the evaluation texts need the hash be looked up
             places = np.flatnonzero(known[length:] - known[:-length] == length)
             wanted = hashes[places]
+            order = np.argsort(wanted)  # neighbours are then found near each other, which is far faster in a large table
+            wanted, places = wanted[order], places[order]
             at = np.minimum(np.searchsorted(table, wanted), len(table) - 1)
-            for hit in np.flatnonzero(table[at] == wanted):
-                found.append((int(places[hit]), int(places[hit]) + length, int(owners[at[hit]])))
+            hit = table[at] == wanted
+            order = np.argsort(places[hit])
+            begins, owner = places[hit][order], owners[at[hit]][order]
+            if len(begins):
+                # a stretch ends where the next match does not touch it or belongs to another set
+                cut = np.flatnonzero((begins[1:] > begins[:-1] + length) | (owner[1:] != owner[:-1]))
+                first, last = np.append(0, cut + 1), np.append(cut, len(begins) - 1)
+                found += zip(begins[first].tolist(), (begins[last] + length).tolist(), owner[first].tolist(), strict=True)
         return sorted(found)
 
 

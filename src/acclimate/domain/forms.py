@@ -244,7 +244,7 @@ def _label(row: dict[str, Any], field: str) -> str:
 
 
 def _kind(value: Any) -> str:
-    names = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object", type(None): "null"}
+    names = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object", type(None): "null"}
     return names.get(type(value), f"a {type(value).__name__}")
 
 
@@ -268,11 +268,11 @@ def _turns(row: dict[str, Any], field: str, role: str = "") -> list[dict[str, st
         who, what = ("from", "value") if "from" in turn else ("role", "content")
         if who not in turn:
             raise _RowError(f"{place}.role", "is missing", f"give the turn one of: {', '.join(ROLES)}")
-        if turn[who] not in ROLES:
+        if str(turn[who]) not in ROLES:
             raise _RowError(
                 f"{place}.{who}", f"is {turn[who]!r}, an unknown role{nearest(str(turn[who]), ROLES)}", f"use one of: {', '.join(ROLES)}"
             )
-        speaker = ROLES[turn[who]]
+        speaker = ROLES[str(turn[who])]
         if speaker == "system" and turn.get(what) == "":
             continue  # many sets write an empty system turn where there is none
         if turn.get(what) is None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from .. import progress
 from ..errors import AcclimateError, nearest
 from ..method import Setting, Settings
 from . import forms, reading, splits
@@ -119,7 +120,7 @@ def build(name: str, rows: Sequence[Row | Bad], options: Options | None = None, 
 def gather(found: Iterable[Row | Bad], options: Options) -> list[Row | Bad]:
     """All rows of a source; the first bad one stops it, unless bad ones are to be skipped."""
     rows: list[Row | Bad] = []
-    for row in found:
+    for row in progress.bar(found, "reading", unit="row"):
         if isinstance(row, Bad) and not options.skip_bad:
             raise AcclimateError(f"{row}; or pass skip_bad=True to go on without it")
         rows.append(row)

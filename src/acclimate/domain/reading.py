@@ -157,6 +157,14 @@ def _document(text: str, longest: int, origin: Callable[[int], str]) -> Iterator
 def _plain(path: Path, encoding: str | None, longest: int) -> Iterator[Raw | Bad]:
     with _opened(path, encoding) as handle:
         text = handle.read()
+    if text.startswith('{"'):
+        try:
+            json.loads(text.partition("\n")[0])
+        except json.JSONDecodeError:
+            pass
+        else:  # JSON lines under another name, as many datasets have them
+            yield from _jsonl(path, encoding, longest)
+            return
     yield from _document(text, longest, lambda line: f"{path}:{line}")
 
 
@@ -245,7 +253,7 @@ def _jsonl(path: Path, encoding: str | None, longest: int) -> Iterator[Raw | Bad
                 continue
             origin = f"{path}:{number}"
             try:
-                value = json.loads(line)
+                value = json.loads(line.rstrip("\r\n"))
             except json.JSONDecodeError as error:
                 yield Bad(
                     origin, "", f"not valid JSON: {error.msg} at column {error.colno}", "mend the line; each line must be one whole object"

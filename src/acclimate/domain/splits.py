@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from typing import Any
 
+from .. import progress
 from ..errors import AcclimateError
 from . import forms
 from .forms import Row
@@ -73,14 +74,14 @@ def divide(rows: list[Row], shares: Sequence[float], near: float | None, name: s
         for row, key in zip(rows, keys, strict=True):
             splits[place(key, shares)].append(row)
     exact = _drop_exact(splits, given)
-    _check_filled(splits, name, "")
+    _check_filled(splits, name, given, "")
     dropped = {"exact": exact, "near": 0}
     if near is not None and "train" in splits:
         tested = [row for split, these in splits.items() if split != "train" for row in these]
         repeats = near_duplicates(_texts(splits["train"]), _texts(tested), near)
         splits["train"] = [row for row, repeat in zip(splits["train"], repeats, strict=True) if not repeat]
         dropped["near"] = sum(repeats)
-        _check_filled(splits, name, f" after {dropped['near']} near-duplicates were dropped")
+        _check_filled(splits, name, given, f" after {dropped['near']} near-duplicates were dropped")
     return splits, dropped
 
 
@@ -114,8 +115,10 @@ def _drop_exact(splits: dict[str, list[Row]], given: bool) -> int:
     return dropped
 
 
-def _check_filled(splits: dict[str, list[Row]], name: str, why: str) -> None:
+def _check_filled(splits: dict[str, list[Row]], name: str, given: bool, why: str) -> None:
     empty = [split for split, rows in splits.items() if not rows]
+    if empty and given:
+        raise AcclimateError(f"domain {name!r}: every row of train also stands in a split to be tested on{why}; train on other rows")
     if empty:
         total = sum(map(len, splits.values()))
         raise AcclimateError(
@@ -145,7 +148,7 @@ def near_duplicates(texts: Sequence[str], against: Sequence[str], threshold: flo
         index.insert_many(RMinHash.from_token_sets(shingles, num_perm=PERMUTATIONS, seed=1), start_key=len(tested))
         tested += [np.unique(np.array(hashes, np.uint64)) for hashes in RMinHash.hash_token_sets(shingles)]
     found = []
-    for block in _blocks(texts):
+    for block in progress.bar(list(_blocks(texts)), "near-duplicates", unit="k rows"):
         shingles = [_shingles(text) for text in block]
         candidates = index.query_all(RMinHash.from_token_sets(shingles, num_perm=PERMUTATIONS, seed=1))
         for own, keys in zip(shingles, candidates, strict=True):
