@@ -600,10 +600,16 @@ def test_a_share_of_zero_leaves_the_split_out():
     assert set(by_text(rows_of([sentence(i) for i in range(50)]), shares=(0.8, 0, 0.2)).values()) == {"train", "test"}
 
 
-def test_rows_with_one_prompt_stand_in_one_split(tmp_path):
-    rows = [{"prompt": sentence(i // 4), "chosen": f"A{i}", "rejected": "B"} for i in range(200)]
+@pytest.mark.parametrize("form", ["preference", "messages", "pairs"])
+def test_rows_with_one_prompt_stand_in_one_split(tmp_path, form):
+    rows = {
+        "preference": [{"prompt": sentence(i // 4), "chosen": f"A{i}", "rejected": "B"} for i in range(200)],
+        "messages": [{"prompt": sentence(i // 4), "completion": f"A{i}"} for i in range(200)],
+        "pairs": [{"query": sentence(i // 4), "positive": f"A{i}"} for i in range(200)],
+    }[form]
     domain = load(lines(tmp_path / "a.jsonl", rows), near_duplicates=None)
-    prompts = [{row["prompt"][0]["content"] for row in domain.rows(split)} for split in domain.splits]
+    assert domain.form == form
+    prompts = [{text.partition("\n")[0] for text in domain.texts(split)} for split in domain.splits]
     assert sum(map(len, prompts)) == 50
 
 
