@@ -22,7 +22,7 @@ from acclimate.method import load
 from acclimate.model import ASSETS, Model, default_device
 from acclimate.models.seedling import blank, build_tokenizer
 
-LEARNED = ("lm/wikipedia", "lm/fiction", "lm/religion", "lm/dialogue", "gsm8k/gsm8k")
+LEARNED = ("lm/wikipedia", "lm/fiction", "lm/religion", "lm/dialogue", "gsm8k")
 UNSEEN = ("lm/legal", "lm/finance", "lm/biomedical", "lm/software", "lm/ecommerce", "lm/cooking", "lm/news", "lm/cs_abstracts")
 
 
@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--weight-decay", type=float, default=0.1)
     parser.add_argument("--batch-tokens", type=int, default=16384)
     parser.add_argument("--micro-rows", type=int, default=0)
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--tokenizer", help="folder of a tokenizer to use instead of training one")
     parser.add_argument("--out", type=Path, default=ASSETS)
     parser.add_argument("--work", type=Path, default=Path("runs/seedling"))
@@ -81,6 +82,7 @@ def main() -> None:
         beta2=0.95,
         eps=1e-8,
         warmup=0.03,
+        compile=options.compile,
         watch_every=max(1, steps // 6),
     )
     watch = {name: domains[name] for name in LEARNED}

@@ -1,7 +1,6 @@
 """Runs a checked recipe: opens the domains, checks for contamination, makes the steps, measures every model, writes the report."""
 
 import sys
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -169,10 +168,11 @@ class Tools:
         measured = {n: self.domain(n) for n in (*self.recipe.evaluate["in"], *self.recipe.evaluate["out"])}
         against = {n: _measured_texts(d, self.recipe.evaluate.get("split", "test")) for n, d in measured.items()}
         rows = domain.rows("train")
-        found = contamination(domain.texts("train"), {n: t for n, t in against.items() if t}, origins=list(rows["origin"]))
+        pairs = zip(rows["origin"], domain.texts("train"), strict=True)
+        found = contamination(pairs, {n: texts for n, texts in against.items() if texts}, domain=name)
         self.contaminated["checked"] += found["checked"]
         self.contaminated["removed"] += found["removed"]
-        self.contaminated["spans"] += [{**span, "domain": span.get("domain") or name} for span in found["spans"]]
+        self.contaminated["spans"] += found["spans"]
         if found["removed"]:
             say(f"{name}: {found['removed']} of {found['checked']} training documents share text with what is measured; they are left out")
             domain.splits["train"] = rows.select(found["clean"])
@@ -186,44 +186,24 @@ class Tools:
         names = [recipe.model, *(evaluate.get("models") or self._last())]
         roles = {**dict.fromkeys(evaluate["out"], "out"), **dict.fromkeys(evaluate["in"], "in")}
         domains = {name: self.domain(name) for name in (*evaluate["in"], *evaluate["out"])}
-        results, counts = [], {}
-        for name, domain in domains.items():
-            some = limited(domain, evaluate.get("split", "test"), int(evaluate.get("bytes") or 150_000))
-            counts[name] = {
-                "role": roles[name],
-                "documents": len(some),
-                "bytes": sum(len(t.encode()) for t in some),
-                "source": domain.source,
-                "licence": domain.licence,
-            }
-            results += measure({n: self.model(n) for n in names}, domain, some)
-        start = self.model(recipe.model)
-        base = {
-            "how": "the start model",
-            "trained_parameters": 0,
-            "total_parameters": start.parameters(),
-            "tokens": 0,
-            "seconds": 0.0,
-            "flops": 0.0,
-            "peak_memory_bytes": 0,
-        }
+        models = {name: self.model(name) for name in names}
+        results, counts = _measure_all(models, domains, roles, evaluate.get("split", "test"), int(evaluate.get("bytes") or 150_000))
+        unknown = {"how": "made by a strategy"}
+        start = {"how": "the start model"}
+        facts = {name: self.costs.get(name, start if name == recipe.model else unknown) for name in names}
         return {
             "title": recipe.title,
             "created": now(),
             "base": recipe.model,
             "command": command,
             "recipe": recipe.text(),
-            "models": {n: self.costs.get(n, base if n == recipe.model else {**base, "how": "made by a strategy"}) for n in names},
+            "models": {name: {"total_parameters": models[name].parameters(), **facts[name]} for name in names},
             "domains": counts,
             "results": results,
             "curves": {n: self.curves[n] for n in names if n in self.curves},
             "samples": self._samples(names, domains),
             "contamination": self.contaminated,
-            "provenance": {
-                **provenance(recipe.seed),
-                "models": {n: self.model(n).fingerprint for n in names},
-                "domains": {n: d.fingerprint for n, d in domains.items()},
-            },
+            "provenance": {**provenance(recipe.seed), **_hashes(models, domains)},
         }
 
     def _last(self) -> list[str]:
@@ -341,59 +321,58 @@ def _how(start: "Model", objective: Objective, adapter: Adapter | None, domains:
 
 
 def evaluate(
-    models: "list[str]", domains: dict[str, Any], *, split: str = "test", most: int = 150_000, out: str | Path | None = None
+    models: list[str],
+    domains: dict[str, Any],
+    *,
+    outside: dict[str, Any] | None = None,
+    split: str = "test",
+    most: int = 150_000,
+    out: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Measure models (the first is the one others are compared with) on domains given as name -> source; writes a report if ``out``."""
+    """Measure models (the first is the one others are compared with) on domains given as name -> source (or Domain).
+
+    ``outside`` names what a specialist should not lose. Writes a report if ``out``.
+    """
     from . import report
     from .model import Model
 
-    began = time.perf_counter()
     loaded = {name: Model.load(name) for name in models}
-    opened = {name: spec if isinstance(spec, Domain) else Domain.load(name, spec) for name, spec in domains.items()}
-    results, counts = [], {}
-    for name, domain in opened.items():
-        some = limited(domain, split, most)
-        counts[name] = {
-            "role": "in",
-            "documents": len(some),
-            "bytes": sum(len(t.encode()) for t in some),
-            "source": domain.source,
-            "licence": domain.licence,
-        }
-        results += measure(loaded, domain, some)
+    roles = {**dict.fromkeys(outside or {}, "out"), **dict.fromkeys(domains, "in")}
+    opened = {n: spec if isinstance(spec, Domain) else Domain.load(n, spec) for n, spec in {**domains, **(outside or {})}.items()}
+    results, counts = _measure_all(loaded, opened, roles, split, most)
     data = {
         "title": "evaluation",
         "created": now(),
         "base": models[0],
         "command": " ".join(["acclimate", *sys.argv[1:]]),
         "recipe": "",
-        "models": {
-            n: {
-                "how": "as given",
-                "trained_parameters": 0,
-                "total_parameters": m.parameters(),
-                "tokens": 0,
-                "seconds": 0.0,
-                "flops": 0.0,
-                "peak_memory_bytes": 0,
-            }
-            for n, m in loaded.items()
-        },
+        "models": {name: {"how": "as given", "total_parameters": model.parameters()} for name, model in loaded.items()},
         "domains": counts,
         "results": results,
         "curves": {},
         "samples": [],
         "contamination": {"checked": 0, "removed": 0, "spans": []},
-        "provenance": {
-            **provenance(0),
-            "models": {n: m.fingerprint for n, m in loaded.items()},
-            "domains": {n: d.fingerprint for n, d in opened.items()},
-            "seconds": round(time.perf_counter() - began, 1),
-        },
+        "provenance": {**provenance(0), **_hashes(loaded, opened)},
     }
     if out:
         say(f"report: {report.write(data, Path(out))}")
     return data
+
+
+def _measure_all(
+    models: "dict[str, Model]", domains: dict[str, Domain], roles: dict[str, str], split: str, most: int
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    results, counts = [], {}
+    for name, domain in domains.items():
+        some = limited(domain, split, most)
+        size = sum(len(text.encode()) for text in some)
+        counts[name] = {"role": roles[name], "documents": len(some), "bytes": size, "source": domain.source, "licence": domain.licence}
+        results += measure(models, domain, some)
+    return results, counts
+
+
+def _hashes(models: "dict[str, Model]", domains: dict[str, Domain]) -> dict[str, Any]:
+    return {"models": {n: m.fingerprint for n, m in models.items()}, "domains": {n: d.fingerprint for n, d in domains.items()}}
 
 
 def adapt(

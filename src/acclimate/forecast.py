@@ -26,7 +26,7 @@ PROBE_STEPS = 4
 
 def forecast(recipe: Recipe) -> dict[str, Any]:
     """Predicted ``memory_bytes``, ``seconds``, ``tokens`` and what trains, per step and in all."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for step in recipe.steps:
         if isinstance(step.method, Strategy):
             rows.append(
@@ -155,7 +155,7 @@ def _measure(path: str, name: str, layers: int, folder: str) -> dict[str, Any]:
         adapter=step.adapter,
         watch=watch,
         teacher=tools.model(step.teacher) if step.teacher else None,
-    )  # type: ignore[arg-type]
+    )
     marks = [row["seconds"] for row in done.curve]
     gaps = sorted(b - a for a, b in pairwise(marks[1:]))
     look = (done.cost["looking"]) / 2
@@ -177,7 +177,7 @@ def _measure(path: str, name: str, layers: int, folder: str) -> dict[str, Any]:
 def _steps(domain: Any, start: Any, step: Step, settings: Any, width: int, per_step: int) -> int:
     from .engines.train import rows_for
 
-    source = rows_for(domain, start, step.method, width, 0, True)  # type: ignore[arg-type]
+    source = rows_for(domain, start, step.method, width, 0, True)
     return max(1, math.ceil(settings.epochs * source.size / per_step))
 
 

@@ -176,7 +176,7 @@ def find(name: str) -> type[Method]:
     raise AcclimateError(f"no method {name!r}{nearest(name, names())}")
 
 
-def load(name: str, **settings: Any) -> Method:
+def load(name: str, **settings: Any) -> Any:
     """One method, ready: ``load("objectives.dpo", beta=0.2)``."""
     return find(name)(**settings)
 

@@ -4,6 +4,8 @@ import copy
 import hashlib
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,8 +47,8 @@ class Model:
     """
 
     name: str
-    net: Any
-    tokenizer: Any
+    net: Any = field(repr=False)
+    tokenizer: Any = field(repr=False)
     kind: str
     source: str = ""
     notes: dict[str, Any] = field(default_factory=dict)  # how it was made: goes into the manifest and the model card
@@ -176,8 +178,9 @@ class Model:
             for child in self.net.modules():
                 if hasattr(child, "_hf_hook"):
                     raise AcclimateError(f"{self.name} is spread over devices; gather it before saving")
-            self.net.save_pretrained(temporary, safe_serialization=True)
-            self.tokenizer.save_pretrained(temporary)
+            with quiet():
+                self.net.save_pretrained(temporary)
+                self.tokenizer.save_pretrained(temporary)
             write_json(temporary / MANIFEST, self._manifest())
             (temporary / "README.md").write_text(card or self._card(), encoding="utf-8")
             self._compare(temporary)
@@ -278,7 +281,7 @@ def _load_whole(where: str, kind: str | None, new_head: bool, dtype: torch.dtype
     import transformers
     from transformers import AutoConfig, AutoTokenizer
 
-    with _quiet():
+    with quiet():
         try:
             config = AutoConfig.from_pretrained(where)
             tokenizer = AutoTokenizer.from_pretrained(where)
@@ -362,23 +365,18 @@ def _compare_tensors(model: Model, folder: Path) -> None:
         raise AcclimateError(f"{folder}: the adapter was saved without {sorted(lost)[:3] or 'any weights'}; not kept")
 
 
-def _quiet() -> Any:
-    """Silence transformers' own loading report and bars: what is wrong is said by us, as an error."""
-    from contextlib import contextmanager
-
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence transformers' own reports and bars: what is wrong is said by us, as an error."""
     from transformers.utils import logging
 
-    @contextmanager
-    def quiet():
-        level = logging.get_verbosity()
-        bars = logging.is_progress_bar_enabled()
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        try:
-            yield
-        finally:
-            logging.set_verbosity(level)
-            if bars:
-                logging.enable_progress_bar()
-
-    return quiet()
+    level = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -18,7 +18,7 @@ from typing import Any
 
 from .errors import AcclimateError, nearest
 from .kinds import Strategy
-from .method import Method, find
+from .method import find
 
 KEYS = ("title", "seed", "model", "domains", "steps", "evaluate", "contamination")
 STEP = ("as", "use", "from", "on", "with", "train", "adapter", "teacher", "stages", "new_head")
@@ -33,9 +33,9 @@ class Step:
     use: str
     start: str
     on: dict[str, Any]
-    method: Method
+    method: Any  # an Objective or a Strategy
     train: dict[str, Any] = field(default_factory=dict)
-    adapter: Method | None = None
+    adapter: Any = None
     adapter_spec: dict[str, Any] | None = None
     teacher: str = ""
     stages: list | None = None

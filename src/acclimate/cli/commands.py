@@ -1,5 +1,6 @@
 """The commands themselves. Heavy modules are imported inside them, so that ``acclimate --help`` is instant."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -104,6 +105,7 @@ def adapt(
 def evaluate(
     models: Annotated[list[str], typer.Argument(help="models; the first is the one the others are compared with")],
     on: Annotated[list[str], typer.Option("--on", help="name=source of a domain, repeated")],
+    outside: Pairs = None,
     split: Annotated[str, typer.Option(help="which split to measure on")] = "test",
     max_bytes: Annotated[int, typer.Option("--bytes", help="bytes of each domain to read")] = 150_000,
     tasks: Annotated[str, typer.Option(help="lm-eval tasks by name, comma-separated (extra: lmeval)")] = "",
@@ -114,7 +116,7 @@ def evaluate(
     """Measure models on domains: bits per byte and tasks, with intervals and paired differences."""
     from ..execute import evaluate as measure
 
-    data = measure(models, _pairs(on, "--on"), split=split, most=max_bytes, out=out)
+    data = measure(models, _pairs(on, "--on"), outside=_pairs(outside, "--outside"), split=split, most=max_bytes, out=out)
     if tasks:
         from ..engines.lm_eval import lm_eval
 
@@ -137,9 +139,9 @@ def compare(
     """Put several runs into one report: gain against forgetting against cost."""
     from .. import report
 
-    data = report.merge([report.load(folder) for folder in runs], force=force)
+    data = report.compare(runs, out, force=force)
     if out:
-        typer.echo(f"report: {report.write(data, out)}", err=True)
+        typer.echo(f"report: {out / 'report.html'}", err=True)
     if as_json:
         _emit(data)
     else:
@@ -195,13 +197,13 @@ def _plan(recipe: Any, as_json: bool) -> None:
 @app.command()
 def validate(
     path: Annotated[str, typer.Argument(help="file, folder, named dataset or Hugging Face dataset id")],
-    encoding: Annotated[str, typer.Option(help="how text files are encoded")] = "utf-8",
+    encoding: Annotated[str, typer.Option(help="how text files are encoded; utf-8 if not given")] = "",
     as_json: Json = False,
 ) -> None:
     """Say what a data source holds: form, rows, splits, duplicates, and every bad row with the mend."""
-    from ..domain.validate import validate as look
+    from ..domain.validation import validate as look
 
-    found = look(path, encoding=encoding)
+    found = look(path, **({"encoding": encoding} if encoding else {}))
     if as_json:
         _emit(found)
     else:
@@ -323,7 +325,7 @@ def check(file: Annotated[str, typer.Argument(help="a method's file, or a regist
 
     outcomes = run_checks(file)
     if as_json:
-        _emit([vars(outcome) if hasattr(outcome, "__dict__") else outcome._asdict() for outcome in outcomes])
+        _emit([dataclasses.asdict(outcome) for outcome in outcomes])
     else:
         for outcome in outcomes:
             mark = "ok" if outcome.ok else "excused" if outcome.excused else "FAILED"

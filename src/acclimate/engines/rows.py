@@ -63,7 +63,7 @@ class TokenRows(Source):
                 raise AcclimateError(f"{objective.name} learns from conversations, but domain {domain.name!r} holds {domain.form}")
             check_template(model, self.rows_of[0]["messages"], domain.name)
             pairs = [conversation_ids(row["messages"], model.tokenizer) for row in self.rows_of]
-            self.documents = [ids[-width:] for ids, _ in pairs]
+            self.documents: Any = [ids[-width:] for ids, _ in pairs]
             self.masks = [mask[-width:] for _, mask in pairs]
             lengths = np.array([len(ids) for ids in self.documents])
             self.prefix = self.suffix = np.empty(0, np.int64)

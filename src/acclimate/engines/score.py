@@ -81,14 +81,14 @@ def bits_per_byte(
     tokens = encode(texts, model.tokenizer, what="tokenising for scoring")
     before, after = frame(model.tokenizer)
     windows: list[tuple[int, int, int, int]] = []  # document, first token, first scored token, end
-    stride = max(1, int(width * (1 - overlap)))
+    shared = max(1, int(width * overlap))
     for document, inner in enumerate(tokens.lengths):
         length = int(inner) + len(before) + len(after)
         start = scored = 0
         while scored < length and length > 1:
             end = min(start + width, length)
             windows.append((document, start, max(scored, 1), end))
-            scored, start = end, end - width + stride if end < length else end
+            scored, start = end, end - shared
     packed = packs(model)
     plan = pack([end - start for _, start, _, end in windows], width) if packed else [[i] for i in range(len(windows))]
     nats, counts = np.zeros(len(windows)), np.zeros(len(windows), np.int64)

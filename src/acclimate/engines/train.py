@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from ..domain import Domain
 from ..errors import AcclimateError
 from ..files import digest, lock, write_json
 from ..kinds import Adapter, Objective
 from ..method import Setting, Settings
-from ..model import Model
+from ..model import Model, quiet
 from ..progress import bar, say
 from . import words
 from .forward import autocast, packs
@@ -62,6 +62,7 @@ class Training(Settings):
     ] = None
     teacher_k: Annotated[int, Setting("likeliest tokens kept of a teacher per position", 1)] = 32
     gradient_checkpointing: Annotated[bool, Setting("recompute activations in the backward pass: less memory, a third more time")] = False
+    compile: Annotated[bool, Setting("compile the network first: about a minute, then 1.1 to 1.3 times faster; for long runs")] = False
     seed: Annotated[int, Setting("seed of order, mixture, masks and dropout", 0)] = 0
 
 
@@ -251,7 +252,7 @@ class _Trainer(Trainer):
 
     def _save_checkpoint(self, *args: Any, **options: Any) -> None:
         super()._save_checkpoint(*args, **options)
-        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
         for path in folder.glob("*"):
             with open(path, "rb") as handle:
                 _sync(handle)
@@ -274,9 +275,6 @@ def _trainer(
     folder: Path,
     callbacks: list,
 ) -> _Trainer:
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
     processes = max(1, torch.distributed.get_world_size() if torch.distributed.is_available() and torch.distributed.is_initialized() else 1)
     micro = min(training.micro_rows or rows, rows) // processes or 1
     while rows % (micro * processes):
@@ -310,9 +308,10 @@ def _trainer(
         seed=training.seed,
         remove_unused_columns=False,
         dataloader_num_workers=0,
+        torch_compile=training.compile,
         dataloader_pin_memory=learner.device.type == "cuda",
     )
-    return _Trainer(
+    trainer = _Trainer(
         supply,
         training.clip,
         model=learner.net,
@@ -321,6 +320,8 @@ def _trainer(
         data_collator=mixture.collate,
         callbacks=callbacks,
     )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def fused(learner: Model) -> bool:
@@ -346,7 +347,8 @@ def _resume_point(folder: Path, plan: dict) -> str | None:
 
 def _run(trainer: _Trainer, resume: str | None) -> None:
     try:
-        trainer.train(resume_from_checkpoint=resume)
+        with quiet():
+            trainer.train(resume_from_checkpoint=resume)
     except OSError as error:
         import errno
 

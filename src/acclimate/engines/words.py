@@ -163,7 +163,7 @@ class Taught:
     @torch.no_grad()
     def _fill(self, teacher: Model, precision: str) -> None:
         source = self.source
-        shape = (source.size, source.width, self.k)  # type: ignore[attr-defined]
+        shape = (source.size, source.width, self.k)
         place = {source.locate(k)[1]: k for k in range(source.size)}
         teacher.net.eval()
         with atomic_file(self.paths[0]) as first, atomic_file(self.paths[1]) as second:
