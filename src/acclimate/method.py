@@ -172,7 +172,7 @@ def find(name: str) -> type[Method]:
     for point in _outside():
         if point.name == name:
             loaded = point.load()
-            return loaded if inspect.isclass(loaded) else class_in(loaded)
+            return class_in(loaded) if inspect.ismodule(loaded) else loaded
     raise AcclimateError(f"no method {name!r}{nearest(name, names())}")
 
 

@@ -6,7 +6,7 @@ Any tool that takes Llama takes it. Two sizes share one tokenizer: ``seedling`` 
 from collections.abc import Iterable
 from typing import Any
 
-SHAPES: dict[str, dict[str, int]] = {
+SHAPES: dict[str, dict[str, Any]] = {
     "seedling": {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2},
     "seedling-xs": {"hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2},
 }
