@@ -99,13 +99,16 @@ def fine_tune(
         limit = min(max_tokens, positions, tokenizer.model_max_length)
         ids = {name: tokenizer(list(texts), truncation=True, max_length=limit)["input_ids"] for name, (texts, _) in sets.items()}
 
-        def score(name: str, average: str) -> float:
+        def guesses(name: str) -> np.ndarray:
+            found = np.empty(len(ids[name]), int)
+            model.eval()
             with torch.inference_mode(), bf16(device, precision):
-                model.eval()
-                guesses = np.empty(len(ids[name]), int)
                 for rows in batches(lengths(ids[name]), 4 * batch):
-                    guesses[rows] = model(**_pad(tokenizer, ids[name], rows, device)).argmax(-1).cpu().numpy()
-            return float(f1_score(answers[name], guesses, average=average, zero_division=0))
+                    found[rows] = model(**_pad(tokenizer, ids[name], rows, device)).argmax(-1).cpu().numpy()
+            return found
+
+        def f1(name: str, found: np.ndarray, average: str) -> float:
+            return float(f1_score(answers[name], found, average=average, zero_division=0))
 
         optimizer = torch.optim.AdamW(_groups(model, weight_decay), lr=lr, betas=(0.9, 0.98), eps=1e-6)
         steps = epochs * -(-len(train_texts) // batch)
@@ -122,16 +125,17 @@ def fine_tune(
                 loss.backward()
                 optimizer.step()
                 schedule.step()
-            found = score("dev", "macro")
+            found = f1("dev", guesses("dev"), "macro")
             if found > best:
                 best, best_epoch = found, epoch
                 kept = {name: weight.detach().clone() for name, weight in model.state_dict().items()}
             elif epoch - best_epoch >= patience:
                 break
         model.load_state_dict(kept)
+        test = guesses("test")
         return {
-            "macro_f1": score("test", "macro"),
-            "micro_f1": score("test", "micro"),
+            "macro_f1": f1("test", test, "macro"),
+            "micro_f1": f1("test", test, "micro"),
             "dev_f1": best,
             "epochs_run": epoch,
             "best_epoch": best_epoch,
