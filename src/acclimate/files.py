@@ -134,3 +134,34 @@ def lock(folder: str | Path) -> Iterator[None]:
         yield
     finally:
         handle.close()
+
+
+def _plain_yaml(kind: type) -> type:
+    """A YAML reader or writer in which only true and false are booleans, so that ``on:`` and ``off`` stay words (as in YAML 1.2)."""
+    import re
+
+    made = type("Plain" + kind.__name__, (kind,), {})
+    tag = "tag:yaml.org,2002:bool"
+    made.yaml_implicit_resolvers = {  # type: ignore[attr-defined]
+        letter: [(name, pattern) for name, pattern in pairs if name != tag]
+        for letter, pairs in kind.yaml_implicit_resolvers.items()  # type: ignore[attr-defined]
+    }
+    made.add_implicit_resolver(tag, re.compile("^(?:true|True|false|False)$"), list("tTfF"))  # type: ignore[attr-defined]
+    return made
+
+
+def read_yaml(path: str | Path) -> Any:
+    """Read YAML (booleans are true and false alone); a broken file is one clear line."""
+    import yaml
+
+    try:
+        return yaml.load(Path(path).read_text(encoding="utf-8"), _plain_yaml(yaml.SafeLoader))
+    except yaml.YAMLError as error:
+        raise AcclimateError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def yaml_text(value: Any) -> str:
+    """Plain data as YAML that :func:`read_yaml` reads back, keys in their own order."""
+    import yaml
+
+    return yaml.dump(value, Dumper=_plain_yaml(yaml.SafeDumper), sort_keys=False, allow_unicode=True, width=120)

@@ -153,9 +153,21 @@ class Model:
         return sum(p.numel() for p in self.net.parameters() if p.requires_grad or not trainable)
 
     def copy(self, name: str | None = None, share: bool = False) -> "Model":
-        """A copy that can be trained; with ``share`` its modules are new but the weights are these very tensors (no memory)."""
-        memo: dict[int, Any] = {id(tensor): tensor for tensor in (*self.net.parameters(), *self.net.buffers())} if share else {}
-        return Model(name or self.name, copy.deepcopy(self.net, memo), self.tokenizer, self.kind, self.source, dict(self.notes))
+        """A copy that can be trained; with ``share`` its modules are new but its weights lie in the same memory.
+
+        An adapter in the model is folded into the copy's weights, so that whatever comes next starts from plain weights.
+        """
+        tensors = (*self.net.parameters(), *self.net.buffers()) if share and not self.adapted else ()
+        memo: dict[int, Any] = {id(t): nn.Parameter(t.detach()) if isinstance(t, nn.Parameter) else t for t in tensors}
+        net = copy.deepcopy(self.net, memo)
+        if self.adapted:
+            try:
+                net = net.merge_and_unload()
+            except (AttributeError, NotImplementedError, ValueError) as error:
+                kind = next(iter(self.net.peft_config.values())).peft_type
+                raise AcclimateError(f"{self.name} holds a {kind} adapter, which cannot be folded into the weights to train on") from error
+        net.requires_grad_(True)
+        return Model(name or self.name, net, self.tokenizer, self.kind, self.source, {"made": self.notes.get("made", {})})
 
     @torch.no_grad()
     def probe(self) -> Tensor:

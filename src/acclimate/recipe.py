@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import AcclimateError, nearest
+from .files import read_yaml, yaml_text
 from .kinds import Strategy
 from .method import find
 
@@ -58,8 +59,6 @@ class Recipe:
     @classmethod
     def read(cls, path: str | Path) -> "Recipe":
         """Read and check a YAML file (or one of the package's own, by name such as ``quickstart``)."""
-        import yaml
-
         path = Path(path)
         own = Path(__file__).parent / "recipes" / f"{path}.yaml"
         if not path.exists() and own.exists():
@@ -67,11 +66,7 @@ class Recipe:
         if not path.is_file():
             known = [str(p.relative_to(own.parent).with_suffix("")) for p in (Path(__file__).parent / "recipes").rglob("*.yaml")]
             raise AcclimateError(f"no recipe {path}: no such file, and not one of the package's own{nearest(str(path), known)}")
-        try:
-            data = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise AcclimateError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-        return cls.check(data, str(path))
+        return cls.check(read_yaml(path), str(path))
 
     @classmethod
     def check(cls, data: Any, where: str = "the recipe") -> "Recipe":
@@ -114,8 +109,6 @@ class Recipe:
 
     def text(self) -> str:
         """The resolved recipe as YAML: every default written out."""
-        import yaml
-
         steps = []
         for step in self.steps:
             spec: dict[str, Any] = {
@@ -141,7 +134,7 @@ class Recipe:
         }
         if not self.contamination:
             whole["contamination"] = "off"
-        return yaml.safe_dump(whole, sort_keys=False, allow_unicode=True, width=120)
+        return yaml_text(whole)
 
 
 def training(step: Step, seed: int) -> Any:

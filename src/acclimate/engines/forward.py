@@ -38,7 +38,7 @@ def logits(net: Any, batch: dict[str, Tensor], kind: str) -> Tensor:
         extra["position_ids"] = positions + shift
     else:
         extra["attention_mask"] = batch["attention_mask"]
-    return net(input_ids=ids, **extra).logits
+    return net(input_ids=ids, **extra).logits[:, -ids.shape[1] :]  # a soft prompt stands before the text: its scores are not asked for
 
 
 def _as_wanted(net: Any, mask: Tensor) -> Tensor:

@@ -192,7 +192,7 @@ def option_logps(model: Model, prompts: Sequence[str], options: Sequence[Sequenc
             ids.append(np.array([*head, *tail], np.int64))
             starts.append(len(head))
         batch = {name: value.to(model.device) for name, value in padded(ids, model.tokenizer.pad_token_id or 0).items()}
-        out = model.net(**batch).logits[:, :-1].float()
+        out = logits(model.net, batch, model.kind)[:, :-1].float()
         picked = (out.gather(2, batch["input_ids"][:, 1:, None])[..., 0] - out.logsumexp(2)).cpu().double().numpy()
         for row, (owner, _, _) in enumerate(some):
             found[owner].append(picked[row, max(starts[row] - 1, 0) : len(ids[row]) - 1].sum())

@@ -148,9 +148,9 @@ def train(
         trainer = _trainer(learner, mixture, supply, training, rows, steps, folder, [watcher])
         resume = _resume_point(folder, plan)
         watcher.begin(resume, steps * rows * width)
-        started, seconds_before = time.perf_counter(), watcher.seconds_before
+        started, seconds_before, looked = time.perf_counter(), watcher.seconds_before, watcher.looking
         _run(trainer, resume)
-        seconds = seconds_before + time.perf_counter() - started - watcher.looking
+        seconds = seconds_before + time.perf_counter() - started - (watcher.looking - looked)
         if watcher.stopped:
             watcher.roll_back(learner)
     learner.net.eval()

@@ -108,7 +108,8 @@ class Supply:
 
 def answer_logps(net: Any, batch: dict[str, Tensor]) -> Tensor:
     """Summed log-probability of each row's answer [row], in fp32."""
-    out = net(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1].float()
+    plain = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    out = logits(net, plain, "causal")[:, :-1].float()
     picked = out.gather(2, batch["input_ids"][:, 1:, None])[..., 0] - out.logsumexp(2)
     return (picked * batch["answer_mask"][:, 1:]).sum(1)
 
@@ -117,6 +118,7 @@ def embed(net: Any, batch: dict[str, Tensor]) -> Tensor:
     """Mean of the last hidden states over each row's own tokens [row, width]."""
     out = net(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], output_hidden_states=True)
     hidden = out.last_hidden_state if hasattr(out, "last_hidden_state") else out.hidden_states[-1]
+    hidden = hidden[:, -batch["input_ids"].shape[1] :]
     mask = batch["attention_mask"][..., None].to(hidden.dtype)
     return (hidden * mask).sum(1) / mask.sum(1)
 
