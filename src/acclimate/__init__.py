@@ -14,7 +14,7 @@ _VERBS = {  # name -> module that holds it, imported at first use
     "Domain": "domain",
     "Model": "model",
     "adapt": "execute",
-    "evaluate": "execute",
+    "evaluate": "measure",
     "compare": "report",
     "run": "execute",
     "load": "method",

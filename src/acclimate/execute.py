@@ -5,13 +5,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from .domain import Domain
 from .domain.contamination import contamination
 from .errors import AcclimateError
 from .files import lock, read_json, write_json, write_text
 from .kinds import Adapter, Objective, Strategy
+from .measure import hashes, limited, measure_all, measured_texts
 from .progress import say
 from .recipe import Recipe, Step
 from .runs import Run, new_folder, now, provenance
@@ -63,8 +62,22 @@ class Tools:
         from .model import Model
 
         if ref not in self.models:
-            self.models[ref] = Model.load(ref)
+            made = self.run.folder / "steps" / ref / "model"
+            self.models[ref] = Model.load(str(made) if ref in self.run.made else ref)
+            self.models[ref].name = ref
+        self._make_room(ref)
         return self.models[ref]
+
+    def _make_room(self, keep: str) -> None:
+        """Let go of models that can be read again when all together would fill half of the free memory."""
+        import psutil
+
+        most = psutil.virtual_memory().available / 2
+        for name in list(self.models):
+            if sum(model.bytes for model in self.models.values()) <= most:
+                return
+            if name != keep:
+                del self.models[name]
 
     def domain(self, name: str) -> Domain:
         """A domain of the recipe, opened at first use."""
@@ -126,7 +139,7 @@ class Tools:
 
         domains = {domains.name: (domains, 1.0)} if isinstance(domains, Domain) else domains
         plan = engine.Training(**{"seed": self.recipe.seed, **(settings or {})})
-        watch = {n: self.domain(n) for n in (*self.recipe.evaluate["in"], *self.recipe.evaluate["out"]) if _readable(self.domain(n))}
+        watch = {n: self.domain(n) for n in (*self.recipe.evaluate["in"], *self.recipe.evaluate["out"])}
         parts = {
             "start": start.fingerprint,
             "objective": [objective.name, objective.values()],
@@ -136,6 +149,10 @@ class Tools:
             "training": plan.values(),
             "stages": stages,
         }
+
+        in_place = adapter is None and _too_large_to_copy(start)
+        if in_place:  # the weights in memory become the trained ones; whoever asks for the start model again reads it from disk
+            self.models = {ref: model for ref, model in self.models.items() if model is not start}
 
         def make(work: Path) -> tuple[Any, dict]:
             done = engine.train(
@@ -150,6 +167,7 @@ class Tools:
                 outside=set(self.recipe.evaluate["out"]),
                 stages=[(float(a), b) for a, b in stages] if stages else None,
                 name=name,
+                in_place=in_place,
             )
             how = _how(start, objective, adapter, domains, done)
             return done.model, {"how": how, "cost": done.cost, "curve": [row for row in done.curve], "stopped": done.stopped}
@@ -166,7 +184,7 @@ class Tools:
             return domain
         self.looked.add(name)
         measured = {n: self.domain(n) for n in (*self.recipe.evaluate["in"], *self.recipe.evaluate["out"])}
-        against = {n: _measured_texts(d, self.recipe.evaluate.get("split", "test")) for n, d in measured.items()}
+        against = {n: measured_texts(d, self.recipe.evaluate.get("split", "test")) for n, d in measured.items()}
         rows = domain.rows("train")
         pairs = zip(rows["origin"], domain.texts("train"), strict=True)
         found = contamination(pairs, {n: texts for n, texts in against.items() if texts}, domain=name)
@@ -187,7 +205,7 @@ class Tools:
         roles = {**dict.fromkeys(evaluate["out"], "out"), **dict.fromkeys(evaluate["in"], "in")}
         domains = {name: self.domain(name) for name in (*evaluate["in"], *evaluate["out"])}
         models = {name: self.model(name) for name in names}
-        results, counts = _measure_all(models, domains, roles, evaluate.get("split", "test"), int(evaluate.get("bytes") or 150_000))
+        results, counts = measure_all(models, domains, roles, evaluate.get("split", "test"), int(evaluate.get("bytes") or 150_000))
         unknown = {"how": "made by a strategy"}
         start = {"how": "the start model"}
         facts = {name: self.costs.get(name, start if name == recipe.model else unknown) for name in names}
@@ -203,7 +221,7 @@ class Tools:
             "curves": {n: self.curves[n] for n in names if n in self.curves},
             "samples": self._samples(names, domains),
             "contamination": self.contaminated,
-            "provenance": {**provenance(recipe.seed), **_hashes(models, domains)},
+            "provenance": {**provenance(recipe.seed), **hashes(models, domains)},
         }
 
     def _last(self) -> list[str]:
@@ -263,139 +281,16 @@ class _Named:
         return self.tools.train(f"{self.step.name}.{name}", start, objective, domains, {**settings, **self.step.train}, adapter=adapter)
 
 
-def measure(models: "dict[str, Model]", domain: Domain, texts: list[str], seed: int = 0) -> list[dict[str, Any]]:
-    """Every model on one domain's held-out texts and tasks; the first model is the one others are compared with, item by item."""
-    from .engines import score
-    from .parts import statistics
+def _too_large_to_copy(model: "Model") -> bool:
+    """Whether a second copy of the weights, with gradients and two moments for it, would not fit."""
+    import psutil
 
-    rows: list[dict[str, Any]] = []
-    base: dict[str, Any] = {}
-    for name, model in models.items():
-        if texts and model.kind in ("causal", "masked"):
-            bits = score.bits_per_byte(model, texts, what=f"{name} on {domain.name}")
-            value, low, high = bits.interval()
-            row = {
-                "model": name,
-                "domain": domain.name,
-                "metric": "bits_per_byte",
-                "better": "lower",
-                "value": value,
-                "low": low,
-                "high": high,
-                "n": len(texts),
-            }
-            change = dict.fromkeys(("change", "change_low", "change_high", "p", "flips"))
-            first = base.setdefault("bits", bits)
-            if first is not bits:
-                gap = statistics.paired_difference(first.bits, first.bytes, bits.bits, bits.bytes)
-                worse = float(np.mean(bits.bits / bits.bytes > first.bits / first.bytes))
-                change = dict(zip(change, (*gap, worse), strict=True))
-            rows.append({**row, **change, "perplexity": bits.perplexity})
-        for task in domain.tasks.values():
-            if model.kind not in ("causal", "seq2seq"):
-                continue
-            answers = score.solve(model, task)
-            value, low, high = answers.interval()
-            row = {
-                "model": name,
-                "domain": f"{domain.name}: {task.name}",
-                "metric": task.metric,
-                "better": "higher",
-                "value": value,
-                "low": low,
-                "high": high,
-                "n": len(task.rows),
-            }
-            change = dict.fromkeys(("change", "change_low", "change_high", "p", "flips"))
-            before = base.setdefault(task.name, answers)
-            if before is not answers:
-                ones = np.ones(len(task.rows))
-                gap = statistics.paired_difference(before.right, ones, answers.right, ones)
-                change = dict(zip(change, (*gap, statistics.negative_flips(before.right, answers.right)[0]), strict=True))
-            rows.append({**row, **change})
-    return rows
-
-
-def limited(domain: Domain, split: str, most: int) -> list[str]:
-    """Held-out documents up to ``most`` bytes (the first ones, in the domain's order)."""
-    if split not in domain.splits:
-        return []
-    found: list[str] = []
-    for text in domain.texts(split):
-        if most <= 0:
-            break
-        found.append(text)
-        most -= len(text.encode())
-    return found
-
-
-def _readable(domain: Domain) -> bool:
-    return bool(domain.splits)
-
-
-def _measured_texts(domain: Domain, split: str) -> list[str]:
-    texts = domain.texts(split) if split in domain.splits else []
-    return [*texts, *(str(row.get("prompt", "")) for task in domain.tasks.values() for row in task.rows)]
+    return model.bytes * 5 > psutil.virtual_memory().available
 
 
 def _how(start: "Model", objective: Objective, adapter: Adapter | None, domains: Iterable[str], done: Any) -> str:
     what = f"{objective.name.partition('.')[2]}" + (f" with {adapter.name.partition('.')[2]}" if adapter else "")
     return f"{what} on {', '.join(domains)} from {start.name}, {done.cost['steps']} steps" + (f"; {done.stopped}" if done.stopped else "")
-
-
-def evaluate(
-    models: list[str],
-    domains: dict[str, Any],
-    *,
-    outside: dict[str, Any] | None = None,
-    split: str = "test",
-    most: int = 150_000,
-    out: str | Path | None = None,
-) -> dict[str, Any]:
-    """Measure models (the first is the one others are compared with) on domains given as name -> source (or Domain).
-
-    ``outside`` names what a specialist should not lose. Writes a report if ``out``.
-    """
-    from . import report
-    from .model import Model
-
-    loaded = {name: Model.load(name) for name in models}
-    roles = {**dict.fromkeys(outside or {}, "out"), **dict.fromkeys(domains, "in")}
-    opened = {n: spec if isinstance(spec, Domain) else Domain.load(n, spec) for n, spec in {**domains, **(outside or {})}.items()}
-    results, counts = _measure_all(loaded, opened, roles, split, most)
-    data = {
-        "title": "evaluation",
-        "created": now(),
-        "base": models[0],
-        "command": " ".join(["acclimate", *sys.argv[1:]]),
-        "recipe": "",
-        "models": {name: {"how": "as given", "total_parameters": model.parameters()} for name, model in loaded.items()},
-        "domains": counts,
-        "results": results,
-        "curves": {},
-        "samples": [],
-        "contamination": {"checked": 0, "removed": 0, "spans": []},
-        "provenance": {**provenance(0), **_hashes(loaded, opened)},
-    }
-    if out:
-        say(f"report: {report.write(data, Path(out))}")
-    return data
-
-
-def _measure_all(
-    models: "dict[str, Model]", domains: dict[str, Domain], roles: dict[str, str], split: str, most: int
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    results, counts = [], {}
-    for name, domain in domains.items():
-        some = limited(domain, split, most)
-        size = sum(len(text.encode()) for text in some)
-        counts[name] = {"role": roles[name], "documents": len(some), "bytes": size, "source": domain.source, "licence": domain.licence}
-        results += measure(models, domain, some)
-    return results, counts
-
-
-def _hashes(models: "dict[str, Model]", domains: dict[str, Domain]) -> dict[str, Any]:
-    return {"models": {n: m.fingerprint for n, m in models.items()}, "domains": {n: d.fingerprint for n, d in domains.items()}}
 
 
 def adapt(

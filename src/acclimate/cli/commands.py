@@ -114,7 +114,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure models on domains: bits per byte and tasks, with intervals and paired differences."""
-    from ..execute import evaluate as measure
+    from ..measure import evaluate as measure
 
     data = measure(models, _pairs(on, "--on"), outside=_pairs(outside, "--outside"), split=split, most=max_bytes, out=out)
     if tasks:
