@@ -56,6 +56,7 @@ def evaluate(
 def measure_all(
     models: "dict[str, Model]", domains: dict[str, Domain], roles: dict[str, str], split: str, most: int
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Every model on every domain: the result rows, and what each domain held."""
     results, counts = [], {}
     for name, domain in domains.items():
         some = limited(domain, split, most)
@@ -66,6 +67,7 @@ def measure_all(
 
 
 def hashes(models: "dict[str, Model]", domains: dict[str, Domain]) -> dict[str, Any]:
+    """Hashes of weights and texts, for the report."""
     return {"models": {n: m.fingerprint for n, m in models.items()}, "domains": {n: d.fingerprint for n, d in domains.items()}}
 
 
@@ -136,5 +138,6 @@ def limited(domain: Domain, split: str, most: int) -> list[str]:
 
 
 def measured_texts(domain: Domain, split: str) -> list[str]:
+    """All text a domain is measured on: its split, and the prompts of its tasks."""
     texts = domain.texts(split) if split in domain.splits else []
     return [*texts, *(str(row.get("prompt", "")) for task in domain.tasks.values() for row in task.rows)]
