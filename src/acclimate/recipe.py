@@ -139,7 +139,7 @@ class Recipe:
 
 def training(step: Step, seed: int) -> Any:
     """The step's training settings; the recipe's seed counts where the step names none."""
-    from .engines.train import Training
+    from .engines.settings import Training
 
     return Training(**{"seed": seed, **step.train})
 

@@ -241,7 +241,7 @@ def show(method: Annotated[str, typer.Argument(help="a method's name, or: traini
     from ..method import Method, find
 
     if method == "training":
-        from ..engines.train import Training
+        from ..engines.settings import Training
 
         owner: Any = Training
     else:

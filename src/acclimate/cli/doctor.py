@@ -119,7 +119,7 @@ def _invariance() -> tuple[bool, str]:
     import tempfile
 
     from ..domain import Domain
-    from ..engines.train import Training, train
+    from ..engines.settings import Training, train
     from ..method import load
     from ..model import Model
 

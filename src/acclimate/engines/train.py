@@ -11,59 +11,23 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from ..domain import Domain
 from ..errors import AcclimateError
 from ..files import digest, lock, write_json
 from ..kinds import Adapter, Objective
-from ..method import Setting, Settings
 from ..model import Model, quiet
-from ..progress import bar, say
 from . import words
 from .forward import autocast, packs
 from .rows import Mixture, PairRows, PreferenceRows, Seq2SeqRows, Source, TokenRows
-from .score import bits_per_byte
+from .settings import Training
+from .watch import Watcher
 
 COMPLETE = "complete"  # the file that marks a checkpoint as whole
-
-
-class Training(Settings):
-    """How long, how fast and with what care to train."""
-
-    steps: Annotated[int, Setting("optimizer steps; 0 = as many as the epochs need", 0)] = 0
-    epochs: Annotated[float, Setting("passes over the (first) domain, used when steps is 0", 0)] = 1.0
-    batch_tokens: Annotated[int, Setting("tokens per optimizer step, filled or not", 1)] = 4096
-    batch_rows: Annotated[
-        int, Setting("rows (pairs, conversations apart) per step where rows are not packed; 0 = from batch_tokens", 0)
-    ] = 0
-    row_tokens: Annotated[int, Setting("longest row in tokens; 0 = the model's context, 512 at most", 0)] = 0
-    micro_rows: Annotated[int, Setting("rows that go through the network at once; 0 = the whole step; smaller needs less memory", 0)] = 0
-    lr: Annotated[float, Setting("peak learning rate", 0)] = 5e-4
-    warmup: Annotated[float, Setting("share of the steps in which the rate rises from 0", 0, 1)] = 0.06
-    schedule: Annotated[str, Setting("course of the rate after the warm-up", choices=("cosine", "linear", "constant"))] = "cosine"
-    weight_decay: Annotated[float, Setting("AdamW's decoupled weight decay", 0)] = 0.01
-    beta1: Annotated[float, Setting("AdamW's decay of the first moment", 0, 1)] = 0.9
-    beta2: Annotated[float, Setting("AdamW's decay of the second moment", 0, 1)] = 0.98
-    eps: Annotated[float, Setting("AdamW's epsilon", 0)] = 1e-6
-    clip: Annotated[float, Setting("largest gradient norm; 0 = no clipping", 0)] = 1.0
-    pack: Annotated[
-        str, Setting("several documents to a row: auto = where the network is seen to keep them apart", choices=("auto", "no"))
-    ] = "auto"
-    precision: Annotated[str, Setting("auto = bf16 autocast where the hardware has it", choices=("auto", "fp32", "bf16"))] = "auto"
-    checkpoint_every: Annotated[int, Setting("steps between resumable checkpoints; 0 = ten per run", 0)] = 0
-    watch_every: Annotated[int, Setting("steps between looks at the watched domains; 0 = eight per run", 0)] = 0
-    watch_bytes: Annotated[int, Setting("bytes of each watched domain that a look reads", 1)] = 60_000
-    max_forgetting: Annotated[
-        float | None, Setting("bits per byte a watched outside domain may lose before training stops and goes back", 0)
-    ] = None
-    teacher_k: Annotated[int, Setting("likeliest tokens kept of a teacher per position", 1)] = 32
-    gradient_checkpointing: Annotated[bool, Setting("recompute activations in the backward pass: less memory, a third more time")] = False
-    compile: Annotated[bool, Setting("compile the network first: about a minute, then 1.1 to 1.3 times faster; for long runs")] = False
-    seed: Annotated[int, Setting("seed of order, mixture, masks and dropout", 0)] = 0
 
 
 @dataclass
@@ -377,124 +341,6 @@ def peak_memory(device: torch.device) -> int:
     import resource
 
     return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * 1024
-
-
-class Watcher(TrainerCallback):
-    """Follows the run: progress bar, metrics.jsonl, held-out bits per byte, and the budget for forgetting."""
-
-    def __init__(self, learner: Model, domains: dict[str, Domain], outside: set[str], training: Training, steps: int, folder: Path):
-        self.learner, self.outside, self.training, self.steps, self.folder = learner, outside, training, steps, folder
-        self.texts = {name: _some(domain, training.watch_bytes) for name, domain in domains.items()}
-        self.every = training.watch_every or max(1, math.ceil(steps / 8))
-        self.curve: list[dict[str, float]] = []
-        self.stopped = ""
-        self.looking = self.seconds_before = 0.0
-        self.good: int | None = None
-
-    def begin(self, resume: str | None, total_tokens: int) -> None:
-        """Read the curve of the part already done, look at the start, and open the bar."""
-        log = self.folder / "metrics.jsonl"
-        done = int(Path(resume).name.partition("-")[2]) if resume else 0
-        if log.exists():
-            self.curve = [row for row in map(json.loads, log.read_text().splitlines()) if row["step"] <= done] if resume else []
-            log.write_text("".join(json.dumps(row) + "\n" for row in self.curve))
-        self.seconds_before = self.curve[-1]["seconds"] if self.curve else 0.0
-        if resume:
-            say(f"going on from step {done} of {self.steps} in {self.folder}")
-        self.tokens_per_step = total_tokens / self.steps
-        self.started = time.perf_counter()
-        if not any(row["step"] == 0 for row in self.curve):
-            self._note({"step": 0, "tokens": 0, "seconds": 0.0, **self._look()})
-        self.bar = bar(what=f"training {self.learner.name}", total=total_tokens, unit="tok")
-        self.bar.update(done * self.tokens_per_step)
-
-    def _note(self, row: dict[str, float]) -> None:
-        self.curve.append(row)
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as handle:
-            handle.write(json.dumps(row) + "\n")
-
-    def _look(self) -> dict[str, float]:
-        if not self.texts or self.learner.kind not in ("causal", "masked"):
-            return {}
-        before = time.perf_counter()
-        training = self.learner.net.training
-        found = {}
-        with torch.random.fork_rng(devices=[]):
-            for name, texts in self.texts.items():
-                found[name] = round(bits_per_byte(self.learner, texts, overlap=0.0, precision=self.training.precision).value, 5)
-        self.learner.net.train(training)
-        self.looking += time.perf_counter() - before
-        return found
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **_: Any) -> None:
-        """Every step's loss goes to metrics.jsonl, with the watched domains where a look is due."""
-        if not logs or "loss" not in logs:
-            return
-        step = state.global_step
-        row = {
-            "step": step,
-            "tokens": int(step * self.tokens_per_step),
-            "seconds": round(self.seconds_before + time.perf_counter() - self.started - self.looking, 3),
-            "loss": logs["loss"],
-            "lr": logs.get("learning_rate", 0.0),
-            "grad_norm": logs.get("grad_norm", 0.0),
-        }
-        if step % self.every == 0 or step == self.steps:
-            row |= self._look()
-        self._note(row)
-        self.bar.update(self.tokens_per_step)
-        self.bar.set_postfix(loss=f"{logs['loss']:.3f}")
-        self._judge(row, control)
-
-    def _judge(self, row: dict[str, float], control: Any) -> None:
-        budget = self.training.max_forgetting
-        if budget is None or not self.outside & set(row):
-            return
-        lost = {name: row[name] - self.curve[0][name] for name in self.outside & set(row)}
-        worst = max(lost, key=lambda name: lost[name])
-        if lost[worst] > budget:
-            self.stopped = f"{worst} lost {lost[worst]:.4f} bits per byte at step {row['step']}, more than the budget of {budget}"
-            control.should_training_stop = True
-        else:
-            self.good = int(row["step"])
-            torch.save(
-                {k: p.detach().cpu() for k, p in self.learner.net.named_parameters() if p.requires_grad},
-                self.folder / "within_budget.tmp",
-            )
-            (self.folder / "within_budget.tmp").replace(self.folder / "within_budget.pt")
-
-    def roll_back(self, learner: Model) -> None:
-        """Return to the last weights that kept the budget (the start, if none did)."""
-        kept = self.folder / "within_budget.pt"
-        if self.good is None and not kept.exists():
-            raise AcclimateError(f"{self.stopped}, and no earlier look kept it; look more often (watch_every) or lower lr")
-        stored = torch.load(kept, weights_only=True)
-        with torch.no_grad():
-            for key, parameter in learner.net.named_parameters():
-                if key in stored:
-                    parameter.copy_(stored[key])
-        say(f"{self.stopped}: went back to step {self.good}")
-
-    def forgetting(self) -> dict[str, float]:
-        """Bits per byte lost by each watched domain from the first look to the last."""
-        looks = [row for row in self.curve if any(name in row for name in self.texts)]
-        return {name: looks[-1][name] - looks[0][name] for name in self.texts if looks and name in looks[-1]}
-
-    def on_train_end(self, *_: Any, **__: Any) -> None:
-        """Close the bar."""
-        self.bar.close()
-
-
-def _some(domain: Domain, most: int) -> list[str]:
-    """The first held-out documents up to ``most`` bytes."""
-    split = next((name for name in ("validation", "test") if name in domain.splits), "train")
-    found: list[str] = []
-    for text in domain.texts(split):
-        found.append(text)
-        most -= len(text.encode())
-        if most <= 0:
-            break
-    return found
 
 
 def tidy(folder: str | Path) -> None:
