@@ -119,7 +119,8 @@ def _invariance() -> tuple[bool, str]:
     import tempfile
 
     from ..domain import Domain
-    from ..engines.settings import Training, train
+    from ..engines.settings import Training
+    from ..engines.train import train
     from ..method import load
     from ..model import Model
 
