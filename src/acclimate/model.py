@@ -133,7 +133,8 @@ class Model:
         """The longest input in tokens."""
         config = self.net.config
         longest = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 1024
-        return int(longest) - (2 if config.model_type in OFFSET_POSITIONS else 0)
+        virtual = sum(getattr(part, "num_virtual_tokens", None) or 0 for part in self.net.peft_config.values()) if self.adapted else 0
+        return int(longest) - (2 if config.model_type in OFFSET_POSITIONS else 0) - virtual
 
     @property
     def fingerprint(self) -> str:

@@ -18,13 +18,15 @@ from ..kinds import Objective
 from ..model import Model
 from ..parts.packing import cut, pack
 from .tokens import encode
+from .tokens import fingerprint as voice
 
 
 class Source:
     """What all row sources share: length of an epoch, and the order of each epoch."""
 
-    def __init__(self, name: str, seed: int):
-        self.name, self.seed = name, seed
+    def __init__(self, name: str, seed: int, tokenizer: Any):
+        self.name, self.seed, self.tokenizer = name, seed, tokenizer
+        self.told = [voice(tokenizer), tokenizer.chat_template]  # what decides, beside the data, which ids a row holds
         self.order = lru_cache(maxsize=2)(self._order)
 
     size: int = 0
@@ -53,9 +55,9 @@ class TokenRows(Source):
     """Documents or conversations as rows of up to ``width`` tokens, several to a row where the network keeps them apart."""
 
     def __init__(self, domain: Domain, model: Model, objective: Objective, *, width: int, seed: int, packed: bool, split: str = "train"):
-        super().__init__(domain.name, seed)
+        super().__init__(domain.name, seed, model.tokenizer)
         self.objective, self.width, self.packed = objective, width, packed
-        self.tokenizer, self.vocabulary = model.tokenizer, len(model.tokenizer)
+        self.vocabulary = len(model.tokenizer)
         self.rows_of = domain.rows(split)
         self.masks: list[np.ndarray] | None = None
         if "answer_mask" in objective.needs():
@@ -78,7 +80,7 @@ class TokenRows(Source):
         self.plan = pack(sizes, width) if packed else [[i] for i in range(len(sizes))]
         self.size = len(self.plan)
         self.tokens = int(sum(sizes))
-        self.key = digest([domain.fingerprint, split, width, packed, model.name, self.size, self.tokens])
+        self.key = digest([domain.fingerprint, split, width, packed, *self.told, self.size, self.tokens])
 
     def origin(self, index: int) -> str:
         """The documents in one row."""
@@ -124,13 +126,13 @@ class Seq2SeqRows(Source):
     """Conversations for an encoder-decoder: everything before the last answer goes in, the last answer comes out."""
 
     def __init__(self, domain: Domain, model: Model, *, width: int, seed: int, split: str = "train"):
-        super().__init__(domain.name, seed)
+        super().__init__(domain.name, seed, model.tokenizer)
         if domain.form != "messages":
             raise AcclimateError(f"an encoder-decoder learns from prompts with answers, but domain {domain.name!r} holds {domain.form}")
-        self.rows_of, self.tokenizer, self.width = domain.rows(split), model.tokenizer, width
+        self.rows_of, self.width = domain.rows(split), width
         self.start = model.net.config.decoder_start_token_id
         self.size = len(self.rows_of)
-        self.key = digest([domain.fingerprint, split, width, "seq2seq"])
+        self.key = digest([domain.fingerprint, split, width, "seq2seq", *self.told])
 
     def origin(self, index: int) -> str:
         """The row's own place."""
@@ -159,12 +161,12 @@ class PreferenceRows(Source):
     """A prompt with a preferred and a rejected answer, tokenised apart at the border as they are when generating."""
 
     def __init__(self, domain: Domain, model: Model, *, width: int, seed: int, split: str = "train"):
-        super().__init__(domain.name, seed)
+        super().__init__(domain.name, seed, model.tokenizer)
         if domain.form != "preference":
             raise AcclimateError(f"preference objectives need prompt, chosen and rejected, but domain {domain.name!r} holds {domain.form}")
-        self.rows_of, self.tokenizer, self.width = domain.rows(split), model.tokenizer, width
+        self.rows_of, self.width = domain.rows(split), width
         self.size = len(self.rows_of)
-        self.key = digest([domain.fingerprint, split, width, "preference"])
+        self.key = digest([domain.fingerprint, split, width, "preference", *self.told])
 
     def origin(self, index: int) -> str:
         """The row's own place."""
@@ -198,13 +200,13 @@ class PairRows(Source):
     """Texts that belong together, for contrastive objectives."""
 
     def __init__(self, domain: Domain, model: Model, *, width: int, seed: int, split: str = "train"):
-        super().__init__(domain.name, seed)
+        super().__init__(domain.name, seed, model.tokenizer)
         if domain.form != "pairs":
             raise AcclimateError(f"contrastive objectives need anchor and positive, but domain {domain.name!r} holds {domain.form}")
-        self.rows_of, self.tokenizer, self.width = domain.rows(split), model.tokenizer, width
+        self.rows_of, self.width = domain.rows(split), width
         self.size = len(self.rows_of)
         self.sides = [side for side in ("anchor", "positive", "negative") if side in self.rows_of.column_names]
-        self.key = digest([domain.fingerprint, split, width, "pairs"])
+        self.key = digest([domain.fingerprint, split, width, "pairs", *self.told])
 
     def origin(self, index: int) -> str:
         """The row's own place."""

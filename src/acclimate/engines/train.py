@@ -111,15 +111,17 @@ def train(
         watcher = Watcher(learner, dict(watch or {}), set(outside), training, steps, folder)
         trainer = _trainer(learner, mixture, supply, training, rows, steps, folder, [watcher])
         resume = _resume_point(folder, plan)
-        watcher.begin(resume, steps * rows * width)
+        watcher.begin(resume, steps * rows * width, supply)
         started, seconds_before, looked = time.perf_counter(), watcher.seconds_before, watcher.looking
-        _run(trainer, resume)
+        if not watcher.stopped:
+            _run(trainer, resume)
         seconds = seconds_before + time.perf_counter() - started - (watcher.looking - looked)
         if watcher.stopped:
             watcher.roll_back(learner)
     learner.net.eval()
-    done = trainer.state.global_step
-    tokens = done * rows * width if packed else int(supply.tokens)
+    done, tokens = int(watcher.curve[-1]["step"]), supply.tokens
+    if in_place:
+        model._hashed = None  # fused optimizers write to weights without telling (their version stays), so the hash kept is of the past
     cost = {
         "tokens": tokens,
         "seconds": round(seconds, 2),
@@ -137,7 +139,7 @@ def train(
         "method": objective.name,
         **({"adapter": adapter.name} if adapter else {}),
         "data": {key: domain.fingerprint for key, (domain, _) in domains.items()},
-        "steps": done,
+        "steps": watcher.good if watcher.stopped else done,
         "tokens": tokens,
         "seed": training.seed,
     }
@@ -183,6 +185,7 @@ class _Trainer(Trainer):
     def __init__(self, supply: words.Supply, clip: float, **options: Any):
         super().__init__(**options)
         self.supply, self.clip = supply, clip
+        self.where: list[tuple[int, int]] = []  # (source, index) of each row of the step
         self.model_accepts_loss_kwargs = True  # the loss is divided by the items of the whole step, here and not by Trainer
         self.loss_is_scaled_for_ga = True
 
@@ -191,7 +194,7 @@ class _Trainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list, Any]:
         """The step's micro-batches and how many predictions they hold together (over all processes)."""
-        batches = []
+        batches, self.where = [], []
         for _ in range(num_batches):
             batch = next(epoch_iterator, None)
             if batch is None:
@@ -205,21 +208,33 @@ class _Trainer(Trainer):
     def compute_loss(self, model: Any, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """The objective's loss on the words it asked for; a loss that is not finite stops the run and names its rows."""
         where = inputs.pop("rows", [])
+        self.where += where
+        self.supply.tokens += inputs["input_ids"].numel() * self.args.world_size
         with autocast(self.args.device, self.supply.precision):
             loss = self.supply.loss(model, inputs, num_items_in_batch, where)
         if not torch.isfinite(loss.detach()):
-            raise AcclimateError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1}, on {self.supply.origins(where)}; "
-                "the last good checkpoint is kept: lower lr, or look at those rows, and run again"
-            )
+            raise self._bad("loss", loss.item(), self.state.global_step + 1, where)
         return loss
+
+    def log(self, logs: dict[str, float], *args: Any, **options: Any) -> None:
+        """A gradient that is not finite has spoilt the weights: stop before they are saved."""
+        if not math.isfinite(logs.get("grad_norm", 0.0)):
+            raise self._bad("gradient", logs["grad_norm"], self.state.global_step, self.where)
+        super().log(logs, *args, **options)
+
+    def _bad(self, what: str, value: float, step: int, where: list[tuple[int, int]]) -> AcclimateError:
+        return AcclimateError(
+            f"the {what} is {value} at step {step}, on {self.supply.origins(where)}; "
+            "the last good checkpoint is kept: lower lr, or look at those rows, and run again"
+        )
 
     def _save_checkpoint(self, *args: Any, **options: Any) -> None:
         super()._save_checkpoint(*args, **options)
         folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-        for path in folder.glob("*"):
-            with open(path, "rb") as handle:
-                _sync(handle)
+        for path in folder.rglob("*"):
+            if path.is_file():
+                with open(path, "rb") as handle:
+                    _sync(handle)
         (folder / COMPLETE).write_text("whole")
 
 

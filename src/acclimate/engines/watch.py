@@ -15,6 +15,7 @@ from ..model import Model
 from ..progress import bar, say
 from .score import bits_per_byte
 from .settings import Training
+from .words import Supply
 
 
 class Watcher(TrainerCallback):
@@ -29,14 +30,17 @@ class Watcher(TrainerCallback):
         self.looking = self.seconds_before = 0.0
         self.good: int | None = None
 
-    def begin(self, resume: str | None, total_tokens: int) -> None:
-        """Read the curve of the part already done, look at the start, and open the bar."""
+    def begin(self, resume: str | None, total_tokens: int, supply: Supply) -> None:
+        """Read the curve of the part already done (it may have stopped there), look at the start, and open the bar."""
         log = self.folder / "metrics.jsonl"
         done = int(Path(resume).name.partition("-")[2]) if resume else 0
         if log.exists():
-            self.curve = [row for row in map(json.loads, log.read_text().splitlines()) if row["step"] <= done] if resume else []
+            self.curve = [row for row in _whole_lines(log) if row["step"] <= done] if resume else []
             log.write_text("".join(json.dumps(row) + "\n" for row in self.curve))
-        self.seconds_before = self.curve[-1]["seconds"] if self.curve else 0.0
+        for row in self.curve:
+            self._judge(row)
+        self.supply = supply
+        self.seconds_before, supply.tokens = (self.curve[-1]["seconds"], int(self.curve[-1]["tokens"])) if self.curve else (0.0, 0)
         if resume:
             say(f"going on from step {done} of {self.steps} in {self.folder}")
         self.tokens_per_step = total_tokens / self.steps
@@ -71,7 +75,7 @@ class Watcher(TrainerCallback):
         step = state.global_step
         row = {
             "step": step,
-            "tokens": int(step * self.tokens_per_step),
+            "tokens": self.supply.tokens,
             "seconds": round(self.seconds_before + time.perf_counter() - self.started - self.looking, 3),
             "loss": logs["loss"],
             "lr": logs.get("learning_rate", 0.0),
@@ -82,31 +86,32 @@ class Watcher(TrainerCallback):
         self._note(row)
         self.bar.update(self.tokens_per_step)
         self.bar.set_postfix(loss=f"{logs['loss']:.3f}")
-        self._judge(row, control)
-
-    def _judge(self, row: dict[str, float], control: Any) -> None:
-        budget = self.training.max_forgetting
-        if budget is None or not self.outside & set(row):
-            return
-        lost = {name: row[name] - self.curve[0][name] for name in self.outside & set(row)}
-        worst = max(lost, key=lambda name: lost[name])
-        if lost[worst] > budget:
-            self.stopped = f"{worst} lost {lost[worst]:.4f} bits per byte at step {row['step']}, more than the budget of {budget}"
-            control.should_training_stop = True
-        else:
-            self.good = int(row["step"])
+        if self._judge(row):
             torch.save(
                 {k: p.detach().cpu() for k, p in self.learner.net.named_parameters() if p.requires_grad},
                 self.folder / "within_budget.tmp",
             )
             (self.folder / "within_budget.tmp").replace(self.folder / "within_budget.pt")
+        control.should_training_stop |= bool(self.stopped)
+
+    def _judge(self, row: dict[str, float]) -> bool:
+        """Whether a look after the start kept the budget; one that did not is why the run stops."""
+        budget = self.training.max_forgetting
+        if budget is None or not row["step"] or not self.outside & set(row):
+            return False
+        lost = {name: row[name] - self.curve[0][name] for name in self.outside & set(row)}
+        worst = max(lost, key=lambda name: lost[name])
+        if lost[worst] > budget:
+            self.stopped = f"{worst} lost {lost[worst]:.4f} bits per byte at step {row['step']}, more than the budget of {budget}"
+            return False
+        self.good = int(row["step"])
+        return True
 
     def roll_back(self, learner: Model) -> None:
-        """Return to the last weights that kept the budget (the start, if none did)."""
-        kept = self.folder / "within_budget.pt"
-        if self.good is None and not kept.exists():
+        """Return to the last weights that kept the budget. Raises AcclimateError if no look but the first did."""
+        if self.good is None:
             raise AcclimateError(f"{self.stopped}, and no earlier look kept it; look more often (watch_every) or lower lr")
-        stored = torch.load(kept, weights_only=True)
+        stored = torch.load(self.folder / "within_budget.pt", weights_only=True)
         with torch.no_grad():
             for key, parameter in learner.net.named_parameters():
                 if key in stored:
@@ -114,13 +119,26 @@ class Watcher(TrainerCallback):
         say(f"{self.stopped}: went back to step {self.good}")
 
     def forgetting(self) -> dict[str, float]:
-        """Bits per byte lost by each watched domain from the first look to the last."""
-        looks = [row for row in self.curve if any(name in row for name in self.texts)]
+        """Bits per byte lost by each watched domain from the first look to the last (to the one gone back to, if the run stopped)."""
+        looks = [
+            row for row in self.curve if any(name in row for name in self.texts) and not (self.stopped and row["step"] > (self.good or 0))
+        ]
         return {name: looks[-1][name] - looks[0][name] for name in self.texts if looks and name in looks[-1]}
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
         """Close the bar."""
         self.bar.close()
+
+
+def _whole_lines(log: Path) -> list[dict[str, float]]:
+    """The rows of metrics.jsonl; a kill may have torn the last one."""
+    rows = []
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
 
 
 def _some(domain: Domain, most: int) -> list[str]:

@@ -52,7 +52,7 @@ class Supply:
     ):
         self.objective, self.asked, self.kind, self.precision = objective, asked, model.kind, precision
         self.sources = list(sources.values())
-        self.tokens = 0
+        self.tokens = 0  # that went through the network, pads included; counted by the trainer
         self.reference = self.taught = None
         if asked & REFERENCE:
             self.reference = [reference_logps(base, source, precision) for source in self.sources]
@@ -78,7 +78,6 @@ class Supply:
     def loss(self, net: Any, batch: dict[str, Any], items: Tensor | float | None, where: list[tuple[int, int]]) -> Tensor:
         """The objective's loss on one micro-batch; ``where`` tells (source, index) of each row."""
         given: dict[str, Any] = {"items": items}
-        self.tokens += batch["input_ids"].numel()
         if "anchors" in self.asked:
             blocks = embed(net, batch).chunk(int(batch["sides"]))
             given |= dict(zip(("anchors", "positives", "negatives"), blocks, strict=False))
@@ -138,7 +137,7 @@ def reference_logps(model: Model, source: Source, precision: str) -> np.ndarray:
             batch = source.collate([source.pair(i) for i in range(start, min(start + 8, source.size))])
             both = answer_logps(model.net, {name: value.to(model.device) for name, value in batch.items()})
             found[start : start + 8] = torch.stack(both.chunk(2), 1).cpu().numpy()
-            shown.update(len(batch["index"]))
+            shown.update(min(8, source.size - start))
     with atomic_file(path) as temporary, open(temporary, "wb") as handle:
         np.save(handle, found)
     return found
