@@ -102,7 +102,7 @@ class Tools:
     def make(self, step: Step) -> None:
         """Make one step of the recipe."""
         if isinstance(step.method, Strategy):
-            roles = {role: self.domain(name) for role, name in step.on.items()}
+            roles = {role: self.clean(name) for role, name in step.on.items()}
             made = step.method.run(_Named(self, step), start=self.model(step.start), **roles)
             for stage, model in made.items():
                 self.models[f"{step.name}.{stage}"] = model
@@ -279,6 +279,22 @@ class _Named:
         """Train and name the product ``<step>.<name>``; the recipe's train: settings win over the strategy's."""
         adapter = settings.pop("adapter", None)
         return self.tools.train(f"{self.step.name}.{name}", start, objective, domains, {**settings, **self.step.train}, adapter=adapter)
+
+    @property
+    def seed(self) -> int:
+        """The seed of the recipe, for generators."""
+        return self.tools.recipe.seed
+
+    def topics(self, texts: list[str]) -> np.ndarray:
+        """A vector per text [text, topic] from a light embedder (VAMPIRE) fitted on these very texts."""
+        from .models.vampire import fit
+
+        say(f"{self.step.name}: topics of {len(texts)} texts")
+        return fit(texts, seed=self.seed).embed(texts)
+
+    def note(self, name: str, value: Any) -> None:
+        """Keep what was chosen on the way, as ``notes/<step>.<name>.json`` in the run directory."""
+        write_json(self.tools.run.folder / "notes" / f"{self.step.name}.{name}.json", value)
 
 
 def _too_large_to_copy(model: "Model") -> bool:
