@@ -16,6 +16,8 @@ from .recipe import Recipe, Step
 from .runs import Run, new_folder, now, provenance
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from .model import Model
 
 
@@ -285,7 +287,7 @@ class _Named:
         """The seed of the recipe, for generators."""
         return self.tools.recipe.seed
 
-    def topics(self, texts: list[str]) -> np.ndarray:
+    def topics(self, texts: list[str]) -> "np.ndarray":
         """A vector per text [text, topic] from a light embedder (VAMPIRE) fitted on these very texts."""
         from .models.vampire import fit
 
