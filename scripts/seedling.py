@@ -12,12 +12,12 @@ import time
 from pathlib import Path
 
 import torch
-from acclimate.domain import Domain
 
 from acclimate import datasets
+from acclimate.domain import Domain
 from acclimate.engines.score import bits_per_byte
 from acclimate.engines.train import Training, tidy, train
-from acclimate.files import write_json
+from acclimate.files import read_json, write_json
 from acclimate.method import load
 from acclimate.model import ASSETS, Model, default_device
 from acclimate.models.seedling import blank, build_tokenizer
@@ -54,6 +54,9 @@ def main() -> None:
     parser.add_argument("--weight-decay", type=float, default=0.1)
     parser.add_argument("--batch-tokens", type=int, default=16384)
     parser.add_argument("--micro-rows", type=int, default=0)
+    parser.add_argument("--warmup", type=float, default=0.03)
+    parser.add_argument("--schedule", default="cosine", choices=("cosine", "linear", "constant"))
+    parser.add_argument("--init", type=Path, help="go on from a training checkpoint's weights, with a schedule of their own")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--tokenizer", help="folder of a tokenizer to use instead of training one")
     parser.add_argument("--out", type=Path, default=ASSETS)
@@ -69,7 +72,11 @@ def main() -> None:
         tokenizer = build_tokenizer(text for domain in domains.values() for text in as_text(domain).texts("train"))
     domains = {name: as_text(domain, tokenizer) for name, domain in domains.items()}
     weights = {name: float(sum(len(text) for text in domain.texts("train"))) for name, domain in domains.items()}
-    start = Model(options.size, blank(options.size, tokenizer), tokenizer, "causal", "fresh weights").to(default_device())
+    net, before = blank(options.size, tokenizer), 0
+    if options.init:
+        net = type(net).from_pretrained(options.init)
+        before = read_json(options.init / "trainer_state.json")["global_step"] * options.batch_tokens
+    start = Model(options.size, net, tokenizer, "causal", "fresh weights").to(default_device())
     largest = sum(weights.values()) / 3.6  # about 3.6 bytes a token
     steps = int(options.epochs * largest / options.batch_tokens)
     training = Training(
@@ -81,7 +88,8 @@ def main() -> None:
         weight_decay=options.weight_decay,
         beta2=0.95,
         eps=1e-8,
-        warmup=0.03,
+        warmup=options.warmup,
+        schedule=options.schedule,
         compile=options.compile,
         watch_every=max(1, steps // 6),
     )
@@ -124,7 +132,10 @@ def main() -> None:
             "command": command,
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
             "seconds": round(time.perf_counter() - begun),
-            **{k: trained.cost[k] for k in ("steps", "tokens", "total_parameters")},
+            "steps": trained.cost["steps"],
+            "tokens": trained.cost["tokens"] + before,
+            "tokens_of_an_earlier_stage": before,
+            "total_parameters": trained.cost["total_parameters"],
         },
     )
     folder = model.save(options.out / options.size, card(options.size, measured, model.notes["made"]))
@@ -135,8 +146,9 @@ def main() -> None:
 
 def card(name: str, measured: dict, made: dict) -> str:
     """The model card, all figures as measured."""
+    before = made["tokens_of_an_earlier_stage"]
     rows = [
-        f"| {n} | {m['bits_per_byte']:.3f} [{m['low']:.3f}, {m['high']:.3f}] | {'yes' if m['seen_in_training'] else 'no'} | {m['licence']} |"
+        f"| {n} | {m['bits_per_byte']:.3f} [{m['low']:.3f}, {m['high']:.3f}] | {('no', 'yes')[m['seen_in_training']]} | {m['licence']} |"
         for n, m in measured.items()
     ]
     return "\n".join(
@@ -153,7 +165,8 @@ def card(name: str, measured: dict, made: dict) -> str:
             f"own train engine on {made['tokens'] / 1e6:.0f} million tokens of real text. It exists so that every command works without a "
             "download, and for experiments on small hardware; it knows little and should answer nobody's questions.",
             "",
-            f"Command: `{made['command']}` ({made['device']}, {made['seconds']} seconds).",
+            f"Command: `{made['command']}` ({made['device']}, {made['seconds']} seconds)."
+            + (f" It went on from weights after {made['tokens_of_an_earlier_stage'] / 1e6:.1f} million tokens." if before else ""),
             "",
             "Held-out tails (never trained on), bits per byte with 95 % bootstrap interval over documents, fp32:",
             "",
