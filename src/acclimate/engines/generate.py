@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
+from ..errors import AcclimateError
 from ..model import Model
 from ..progress import bar
 from .forward import autocast
@@ -28,11 +29,15 @@ def generate(
     Prompts of like length share a batch; the answer comes back in the order of the prompts. The global random state is left alone.
     """
     tokenizer = model.tokenizer
+    if model.kind == "causal" and tokens >= model.context:
+        raise AcclimateError(f"tokens = {tokens}, but {model.name} reads at most {model.context} tokens, its own answer among them")
     before, after = frame(tokenizer)
     head = [int(i) for i in before] if model.kind == "causal" else []
     tail = [int(i) for i in after] if model.kind == "seq2seq" else []
     room = max(1, model.context - tokens) if model.kind == "causal" else model.context
     ids = [([*head, *tokenizer(prompt, add_special_tokens=False).input_ids, *tail])[-room:] for prompt in prompts]
+    if model.kind == "causal" and not all(ids):  # an empty prompt, and no begin token: an end token is what stands before a document
+        ids = [each or [tokenizer.eos_token_id or 0] for each in ids]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     found = [""] * len(ids)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
@@ -63,5 +68,6 @@ def recall(model: Model, documents: int = 200, *, tokens: int = 192, temperature
     It serves where the data a model was trained on are not at hand. As a probe: the rise of bits per byte on the start model's own text
     estimates KL(start || adapted) per byte. As replay: self-synthesised rehearsal (Huang et al. 2024, https://arxiv.org/abs/2403.01244).
     """
+    tokens = min(tokens, model.context - 1)
     texts = generate(model, [""] * documents, tokens=tokens, temperature=temperature, seed=seed, rows=50, what=f"{model.name} recalls")
     return [text for text in texts if len(text.strip()) > 20]

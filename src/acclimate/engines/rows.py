@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..domain import Domain
-from ..errors import AcclimateError
+from ..errors import AcclimateError, nearest
 from ..files import digest
 from ..kinds import Objective
 from ..model import Model
@@ -237,8 +237,13 @@ class Mixture(torch.utils.data.Dataset):
         generator = np.random.default_rng([seed, 7])
         self.choice = np.empty(total, np.int32)
         begin = 0
-        for end, weights in stages:
-            stop = total if (end, weights) == stages[-1] else round(end * total)
+        for number, (end, weights) in enumerate(stages):
+            stop = total if number == len(stages) - 1 else round(end * total)
+            if not (stages[number - 1][0] if number else 0) < end <= 1:
+                raise AcclimateError(f"stage {number + 1} ends at {end} of the run, but the ends must rise from above 0 to 1")
+            for name in weights:
+                if name not in sources:
+                    raise AcclimateError(f"stage {number + 1} of the mixture: no source {name!r}{nearest(name, sources)}")
             shares = np.array([weights.get(name, 0.0) for name in names])
             if shares.sum() <= 0:
                 raise AcclimateError(f"the mixture {weights} gives no source a weight above 0")

@@ -77,6 +77,8 @@ def bits_per_byte(
         return masked_bits(model, texts, rows=rows, width=width, precision=precision)
     if model.kind != "causal":
         raise AcclimateError(f"bits per byte needs a causal or masked language model, and {model.name} is {model.kind}")
+    if not 0 <= overlap < 1:
+        raise AcclimateError(f"overlap = {overlap}, but must lie in [0, 1): it is the share of a window that the next one reads again")
     width = min(width or 512, model.context)
     tokens = encode(texts, model.tokenizer, what="tokenising for scoring")
     before, after = frame(model.tokenizer)
@@ -89,6 +91,8 @@ def bits_per_byte(
             end = min(start + width, length)
             windows.append((document, start, max(scored, 1), end))
             scored, start = end, end - shared
+    if not windows:
+        raise AcclimateError(f"no document has a token that can be scored: {model.name} has no begin token, and all have one token at most")
     packed = packs(model)
     plan = pack([end - start for _, start, _, end in windows], width) if packed else [[i] for i in range(len(windows))]
     nats, counts = np.zeros(len(windows)), np.zeros(len(windows), np.int64)
@@ -185,9 +189,11 @@ def option_logps(model: Model, prompts: Sequence[str], options: Sequence[Sequenc
     for begin in range(0, len(items), rows):
         some = items[begin : begin + rows]
         ids, starts = [], []
-        for _, prompt, option in some:
+        for owner, prompt, option in some:
             head = [*before, *model.tokenizer(prompt, add_special_tokens=False).input_ids]
             tail = model.tokenizer(option, add_special_tokens=False).input_ids[: model.context // 2]
+            if not tail:
+                raise AcclimateError(f"prompt {owner + 1} has an option without any token, {option!r}; leave it out")
             head = head[-(model.context - len(tail)) :]
             ids.append(np.array([*head, *tail], np.int64))
             starts.append(len(head))
@@ -245,7 +251,8 @@ def solve(model: Model, task: Task) -> Answers:
     if task.kind == "generation":
         from .generate import generate
 
-        given = [text.strip() for text in generate(model, prompts, tokens=max(8, 2 * max(len(w) for w in wanted) // 3))]
+        most = min(max(8, 2 * max(len(w) for w in wanted) // 3), model.context // 2)
+        given = [text.strip() for text in generate(model, prompts, tokens=most)]
         return Answers(given, [w.strip() for w in wanted], task.metric)
     options = [[str(option) for option in row["options"]] for row in task.rows]
     scores = option_logps(model, prompts, options)
