@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .domain import Domain
 from .domain.contamination import contamination
 from .errors import AcclimateError
-from .files import lock, read_json, write_json, write_text
+from .files import atomic_file, cache_dir, digest, lock, read_json, write_json, write_text
 from .kinds import Adapter, Objective, Strategy
 from .measure import hashes, limited, measure_all, measured_texts
 from .progress import say
@@ -91,7 +91,6 @@ class Tools:
         if "recall" not in spec:
             return Domain.load(name, spec.pop("source"), **spec)
         from .engines.generate import recall
-        from .files import cache_dir, digest
 
         model = self.model(spec.get("model") or self.recipe.model)
         path = cache_dir("recall") / f"{digest([model.fingerprint, spec['recall'], self.recipe.seed])}.json"
@@ -288,11 +287,17 @@ class _Named:
         return self.tools.recipe.seed
 
     def topics(self, texts: list[str]) -> "np.ndarray":
-        """A vector per text [text, topic] from a light embedder (VAMPIRE) fitted on these very texts."""
+        """A vector per text [text, topic] from a light embedder (VAMPIRE) fitted on these very texts; kept in the cache."""
+        import numpy as np
+
         from .models.vampire import fit
 
-        say(f"{self.step.name}: topics of {len(texts)} texts")
-        return fit(texts, seed=self.seed).embed(texts)
+        path = cache_dir("topics") / f"{digest([texts, self.seed])}.npy"
+        if not path.exists():
+            say(f"{self.step.name}: topics of {len(texts)} texts")
+            with atomic_file(path) as temporary, open(temporary, "wb") as handle:
+                np.save(handle, fit(texts, seed=self.seed).embed(texts))
+        return np.load(path)
 
     def note(self, name: str, value: Any) -> None:
         """Keep what was chosen on the way, as ``notes/<step>.<name>.json`` in the run directory."""
