@@ -4,6 +4,7 @@ import copy
 import hashlib
 import os
 import platform
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -86,7 +87,7 @@ class Model:
     @classmethod
     def _load_adapter(cls, ref: str, folder: Path, dtype: torch.dtype, device: str | None) -> "Model":
         from peft import PeftModel, get_peft_model_state_dict
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
         config = read_json(folder / "adapter_config.json")
         manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).exists() else {}
@@ -96,14 +97,22 @@ class Model:
                 f"{folder} was trained on {manifest['base']} with weights {manifest['base_fingerprint']}, but that model now has "
                 f"{base.fingerprint}; load the base it was trained on"
             )
-        net = PeftModel.from_pretrained(base.net, str(folder))
-        with safe_open(folder / "adapter_model.safetensors", framework="pt") as stored:
-            have, want = set(stored.keys()), set(get_peft_model_state_dict(net))
-            if have != want:
-                raise AcclimateError(
-                    f"{folder}/adapter_model.safetensors does not fit {base.name}: missing {sorted(want - have)[:3]}, "
-                    f"unexpected {sorted(have - want)[:3]}"
-                )
+        if not (folder / "adapter_model.safetensors").is_file():
+            raise AcclimateError(f"{folder} holds no adapter_model.safetensors; save the adapter again")
+        try:
+            with safe_open(folder / "adapter_model.safetensors", framework="pt") as stored:
+                have = set(stored.keys())
+            with quiet(), warnings.catch_warnings(action="ignore"):
+                whole = base.copy().net if base.adapted else base.net  # a base with an adapter of its own is folded
+                net = PeftModel.from_pretrained(whole, str(folder))
+        except (SafetensorError, RuntimeError, ValueError, TypeError, OSError) as error:
+            raise AcclimateError(f"the adapter in {folder} cannot be put on {base.name}: {_line(error)}") from error
+        want = set(get_peft_model_state_dict(net))
+        if have != want:
+            raise AcclimateError(
+                f"{folder}/adapter_model.safetensors does not fit {base.name}: missing {sorted(want - have)[:3]}, "
+                f"unexpected {sorted(have - want)[:3]}"
+            )
         return cls(
             Path(ref).name,
             net.to(device or default_device()),
@@ -292,6 +301,7 @@ def _folder(ref: str) -> Path | None:
 
 def _load_whole(where: str, kind: str | None, new_head: bool, dtype: torch.dtype) -> tuple[Any, Any, str]:
     import transformers
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoTokenizer
 
     with quiet():
@@ -302,11 +312,13 @@ def _load_whole(where: str, kind: str | None, new_head: bool, dtype: torch.dtype
             raise AcclimateError(_not_found(where, error)) from error
         kind = kind or kind_of(config)
         try:
-            net, info = getattr(transformers, KINDS[kind]).from_pretrained(where, dtype=dtype, output_loading_info=True)
+            net, info = getattr(transformers, KINDS[kind]).from_pretrained(
+                where, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+            )
         except ValueError as error:
             raise AcclimateError(f"{where} cannot be loaded as a {kind} model: {str(error).splitlines()[0]}") from error
-        except (OSError, RuntimeError) as error:
-            raise AcclimateError(f"the weights of {where} cannot be read: {str(error).splitlines()[0]}") from error
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise AcclimateError(f"the weights of {where} cannot be read: {_line(error)}") from error
     missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     if new_head:
         body = f"{net.base_model_prefix}."
@@ -348,11 +360,17 @@ def _not_found(where: str, error: Exception) -> str:
     offline = os.environ.get("HF_HUB_OFFLINE") == "1" or "connect" in str(error).lower() or "offline" in str(error).lower()
     known = embedded()
     if Path(where).is_dir():
-        return f"{where} is not a readable model folder: {str(error).splitlines()[0]}"
+        return f"{where} is not a readable model folder: {_line(error)}"
     place = (
         "the Hugging Face hub cannot be reached and it is not in the local cache" if offline else "the Hugging Face hub does not know it"
     )
     return f"no model {where!r}: no such folder, and {place}{nearest(where, known)}"
+
+
+def _line(error: Exception) -> str:
+    """What an error of another library says, in one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) < 300 else text[:300] + " ..."
 
 
 def _compare_tensors(model: Model, folder: Path) -> None:
@@ -372,10 +390,10 @@ def _compare_tensors(model: Model, folder: Path) -> None:
                 stored_names.add(name)
                 if name not in memory or not torch.equal(stored.get_tensor(name), memory[name].cpu()):
                     raise AcclimateError(f"{path.name}: {name} was not stored as it is in memory; not kept")
-    tied = set(getattr(model.net, "_tied_weights_keys", None) or [])
-    lost = {name for name in memory if name not in stored_names} - tied
-    if model.adapted and (lost or not stored_names):
-        raise AcclimateError(f"{folder}: the adapter was saved without {sorted(lost)[:3] or 'any weights'}; not kept")
+    shared = {memory[name].data_ptr() for name in stored_names}  # a tied weight is stored once, under one of its names
+    lost = [name for name in memory if name not in stored_names and memory[name].data_ptr() not in shared]
+    if lost or not stored_names:
+        raise AcclimateError(f"{folder}: {model.name} was saved without {', '.join(sorted(lost)[:3]) or 'any weights'}; not kept")
 
 
 @contextmanager
