@@ -37,6 +37,7 @@ def run(recipe: "Recipe | str | Path | dict", out: str | Path | None = None, com
         say(f"run directory: {folder}")
         write_text(folder / "recipe.yaml", recipe.text())
         tools = Tools(recipe, Run(folder, recipe.seed))
+        tools.open()
         for step in recipe.steps:
             tools.make(step)
         data = tools.report(command or " ".join(["acclimate", *sys.argv[1:]]))
@@ -58,6 +59,16 @@ class Tools:
         self.looked: set[str] = set()
 
     # what there is
+
+    def open(self) -> None:
+        """Open everything that is given, so that what is missing is said before hours of training and not after them."""
+        names = {step.name for step in self.recipe.steps}
+        for name, spec in self.recipe.domains.items():
+            if "source" in spec:
+                self.domain(name)
+        for ref in dict.fromkeys([self.recipe.model, *(ref for step in self.recipe.steps for ref in (step.start, step.teacher))]):
+            if ref and ref not in names and ("/" in ref or ref.partition(".")[0] not in names):
+                self.model(ref)
 
     def model(self, ref: str) -> "Model":
         """A step's model by name, else any reference that Model.load takes."""
@@ -108,11 +119,11 @@ class Tools:
             for stage, model in made.items():
                 self.models[f"{step.name}.{stage}"] = model
             self.models[step.name] = list(made.values())[-1]
-        elif isinstance(step.method, Objective):
+        else:
             domains = {name: (self.clean(name), float(weight)) for name, weight in step.on.items()}
             self.models[step.name] = self.train(
                 step.name,
-                self.model(step.start),
+                self._headed(step.start) if step.new_head else self.model(step.start),
                 step.method,
                 domains,
                 step.train,
@@ -120,8 +131,16 @@ class Tools:
                 teacher=step.teacher,
                 stages=step.stages,
             )
-        else:
-            raise AcclimateError(f"step {step.name}: {step.use} cannot be run as a step yet; steps are objectives and strategies")
+
+    def _headed(self, ref: str) -> "Model":
+        """An encoder with a fresh output layer, the same for the same seed."""
+        import torch
+
+        from .model import Model
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.recipe.seed)
+            return Model.load(ref, kind="masked", new_head=True)
 
     def train(
         self,
@@ -150,6 +169,8 @@ class Tools:
             "training": plan.values(),
             "stages": stages,
         }
+        if plan.max_forgetting is not None:  # then what is watched decides when training stops
+            parts["budget"] = [watch[n].fingerprint for n in self.recipe.evaluate["out"]]
 
         in_place = adapter is None and _too_large_to_copy(start)
         if in_place:  # the weights in memory become the trained ones; whoever asks for the start model again reads it from disk
@@ -226,7 +247,8 @@ class Tools:
         }
 
     def _last(self) -> list[str]:
-        return [name for name in self.models if name in {step.name for step in self.recipe.steps} or ("." in name and "/" not in name)]
+        steps = {step.name for step in self.recipe.steps}
+        return [name for name in self.models if name in steps or (name.partition(".")[0] in steps and "/" not in name)]
 
     def _samples(self, names: list[str], domains: dict[str, Domain]) -> list[dict[str, Any]]:
         from .engines.generate import generate
@@ -353,6 +375,8 @@ def adapt_recipe(
     if not 0 <= replay < 1:
         raise AcclimateError(f"replay = {replay}, but must lie in [0, 1): it is the share of training rows drawn from outside text")
     general: dict[str, Any] = dict(outside or {}) or {"recall": {"recall": 240}}
+    if name in general:
+        raise AcclimateError(f"{name!r} is the name of the domain itself; call the outside text otherwise, or the domain with --name")
     on: dict[str, float] = {name: 1.0 - replay} | ({key: replay / len(general) for key in general} if replay else {})
     step: dict[str, Any] = {"as": "adapted", "use": objective, "on": on, "train": settings}
     if adapter:

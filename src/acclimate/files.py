@@ -50,6 +50,8 @@ def _mend_disk_errors(path: Path) -> Iterator[None]:
             raise AcclimateError(f"disk full while writing {path}; nothing half-written was kept; free room and run again") from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise AcclimateError(f"cannot write {path}: {error.strerror}; choose another place with --out") from error
+        if error.errno in (errno.EEXIST, errno.ENOTDIR):
+            raise AcclimateError(f"{path} cannot be a folder: there is a file of that name; choose another place with --out") from error
         raise
 
 

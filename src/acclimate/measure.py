@@ -100,8 +100,8 @@ def measure(models: "dict[str, Model]", domain: Domain, texts: list[str], seed: 
                 change = dict(zip(change, (*gap, worse), strict=True))
             rows.append({**row, **change, "perplexity": bits.perplexity})
         for task in domain.tasks.values():
-            if model.kind not in ("causal", "seq2seq"):
-                continue
+            if model.kind != "causal" and (model.kind, task.kind) != ("seq2seq", "generation"):
+                continue  # options are scored by decoders alone
             answers = score.solve(model, task)
             value, low, high = answers.interval()
             row = {
@@ -117,9 +117,9 @@ def measure(models: "dict[str, Model]", domain: Domain, texts: list[str], seed: 
             change = dict.fromkeys(("change", "change_low", "change_high", "p", "flips"))
             before = base.setdefault(task.name, answers)
             if before is not answers:
-                ones = np.ones(len(task.rows))
-                gap = statistics.paired_difference(before.right, ones, answers.right, ones)
-                change = dict(zip(change, (*gap, statistics.negative_flips(before.right, answers.right)[0]), strict=True))
+                change = dict(
+                    zip(change, (*answers.against(before), statistics.negative_flips(before.right, answers.right)[0]), strict=True)
+                )
             rows.append({**row, **change})
     return rows
 

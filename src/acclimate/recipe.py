@@ -12,17 +12,19 @@ steps:
 evaluate: {in: [numpy], out: [recall]}
 """
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .errors import AcclimateError, nearest
 from .files import read_yaml, yaml_text
-from .kinds import Strategy
+from .kinds import Adapter, Objective, Strategy
 from .method import find
 
 KEYS = ("title", "seed", "model", "domains", "steps", "evaluate", "contamination")
 STEP = ("as", "use", "from", "on", "with", "train", "adapter", "teacher", "stages", "new_head")
+EXAMPLES = {"objectives": "causal_lm", "adapters": "lora"}
 EVALUATE = ("in", "out", "models", "split", "bytes", "samples", "sample_tokens")
 
 
@@ -76,30 +78,30 @@ class Recipe:
         if not isinstance(steps, list):
             raise AcclimateError(f"{where}: steps must be a list")
         model = str(data.get("model") or "seedling")
-        domains = {name: spec if isinstance(spec, dict) else {"source": str(spec)} for name, spec in (data.get("domains") or {}).items()}
-        for name, spec in domains.items():
-            if "source" not in spec and "recall" not in spec:
-                raise AcclimateError(f"{where}: domain {name!r} needs source: (a file, folder, dataset) or recall: (a number of texts)")
+        domains = {str(name): _domain(where, name, spec) for name, spec in _mapping(f"{where}, domains", data.get("domains")).items()}
         names = [str(step.get("as") or f"step{i + 1}") if isinstance(step, dict) else f"step{i + 1}" for i, step in enumerate(steps)]
         doubled = {name for name in names if names.count(name) > 1}
         if doubled:
             raise AcclimateError(f"{where}: two steps are called {sorted(doubled)[0]!r}; give each its own name with as:")
         read = [_step(f"{where}, step {name}", name, step, model, domains) for name, step in zip(names, steps, strict=True)]
-        evaluate = dict(data.get("evaluate") or {})
+        evaluate = dict(_mapping(f"{where}, evaluate", data.get("evaluate")))
         _keys(f"{where}, evaluate", evaluate, EVALUATE)
         for role in ("in", "out"):
-            evaluate[role] = [evaluate[role]] if isinstance(evaluate.get(role), str) else list(evaluate.get(role) or [])
+            evaluate[role] = _list(f"{where}, evaluate.{role}", evaluate.get(role))
             for name in evaluate[role]:
                 _known(f"{where}, evaluate.{role}", name, domains, "domain")
-        made = {step.name for step in read} | {step.name + "." for step in read}
-        for name in evaluate.get("models") or []:
-            if name.partition(".")[0] not in {m.rstrip(".") for m in made}:
-                _known(f"{where}, evaluate.models", name, {step.name: 1 for step in read}, "step")
+        for key in ("bytes", "samples", "sample_tokens"):
+            if key in evaluate:
+                evaluate[key] = _whole(f"{where}, evaluate.{key}", evaluate[key], 0 if key == "samples" else 1)
+        strategies = {step.name for step in read if isinstance(step.method, Strategy)}
+        for name in _list(f"{where}, evaluate.models", evaluate.get("models")):
+            stem = str(name).partition(".")[0]
+            _known(f"{where}, evaluate.models", stem if stem in strategies else name, {step.name: 1 for step in read}, "step")
         ordered = _order(where, read)
         return cls(
             dict(data),
             str(data.get("title") or "run"),
-            int(data.get("seed") or 0),
+            _whole(f"{where}, seed", data.get("seed") or 0, 0),
             model,
             domains,
             ordered,
@@ -146,36 +148,33 @@ def training(step: Step, seed: int) -> Any:
 
 def _step(where: str, name: str, step: Any, model: str, domains: dict) -> Step:
     _keys(where, step, STEP)
-    if "use" not in step:
-        raise AcclimateError(f"{where}: use: is missing; name a method such as objectives.causal_lm")
-    try:
-        method = find(step["use"])(**(step.get("with") or {}))
-        spec = step.get("adapter")
-        spec = {"use": spec} if isinstance(spec, str) else spec
-        if spec:
-            _keys(f"{where}, adapter", spec, ("use", "with"))
-        adapter = find(spec["use"])(**(spec.get("with") or {})) if spec else None
-    except AcclimateError as error:
-        raise AcclimateError(f"{where}: {error}") from error
+    if not re.fullmatch(r"\w[\w -]*", name):
+        raise AcclimateError(f"{where}: a step's name is the name of its folder: letters, digits, _, - and spaces only")
+    method = _method(where, step, (Objective, Strategy))
+    spec = step.get("adapter")
+    spec = {"use": spec} if isinstance(spec, str) else spec
+    if spec:
+        _keys(f"{where}, adapter", spec, ("use", "with"))
+    adapter = _method(f"{where}, adapter", spec, (Adapter,)) if spec else None
     on = step.get("on")
-    on = {on: 1.0} if isinstance(on, str) else {d: 1.0 for d in on} if isinstance(on, list) else dict(on or {})
+    on = on if isinstance(on, dict) else dict.fromkeys(_list(f"{where}, on", on), 1.0)
     roles = isinstance(method, Strategy)
+    if not roles and not step.get("teacher") and (asked := [word for word in method.needs() if word.startswith("teacher_")]):
+        raise AcclimateError(f"{where}: {method.name} needs {asked[0]}; name a model with teacher:")
     for key, value in on.items():
         _known(where, value if roles else key, domains, "domain")
-        if not roles and (not isinstance(value, (int, float)) or value < 0):
+        if not roles and (not _number(value) or value < 0):
             raise AcclimateError(f"{where}: the weight of domain {key!r} is {value!r}, but must be a number of 0 or more")
     if not on:
         raise AcclimateError(f"{where}: on: is missing; name the domain to learn on")
-    for stage in step.get("stages") or []:
-        for key in stage[1] if isinstance(stage, (list, tuple)) and len(stage) == 2 else _bad_stage(where):
-            _known(where, key, on, "domain of this step")
+    _check_stages(where, step.get("stages"), on)
     made = Step(
         name,
         step["use"],
         str(step.get("from") or model),
         on,
         method,
-        dict(step.get("train") or {}),
+        dict(_mapping(f"{where}, train", step.get("train"))),
         adapter,
         spec,
         str(step.get("teacher") or ""),
@@ -190,8 +189,83 @@ def _step(where: str, name: str, step: Any, model: str, domains: dict) -> Step:
     return made
 
 
-def _bad_stage(where: str) -> Any:
-    raise AcclimateError(f"{where}: a stage is written [share of the run at its end, {{domain: weight}}], e.g. [0.5, {{legal: 1}}]")
+def _method(where: str, spec: dict[str, Any], kinds: tuple[type, ...]) -> Any:
+    """The method a step or an adapter names, with its settings."""
+    if not isinstance(spec.get("use"), str):
+        raise AcclimateError(f"{where}: use: is missing; name a method such as {kinds[0].room}.{EXAMPLES[kinds[0].room]}")
+    try:
+        method = find(spec["use"])(**_mapping("with", spec.get("with")))
+    except AcclimateError as error:
+        raise AcclimateError(f"{where}: {error}") from error
+    if not isinstance(method, kinds):
+        raise AcclimateError(
+            f"{where}: {spec['use']} cannot stand here; use: takes a method of {' or '.join(k.__name__ for k in kinds)} kind"
+        )
+    return method
+
+
+def _domain(where: str, name: Any, spec: Any) -> dict[str, Any]:
+    """What a domain is made of: a source with the options of Domain.load, or text recalled by a model."""
+    from .domain.loading import Options
+
+    spec = spec if isinstance(spec, dict) else {"source": str(spec)} if spec else {}
+    where = f"{where}, domain {name}"
+    if ("source" in spec) == ("recall" in spec):
+        raise AcclimateError(f"{where} needs either source: (a file, folder, dataset) or recall: (a number of texts)")
+    if "recall" in spec:
+        _keys(where, spec, ("recall", "model"))
+        return {**spec, "recall": _whole(f"{where}, recall", spec["recall"], 1)}
+    _keys(where, spec, ("source", *Options.settings()))
+    try:
+        Options(**{key: value for key, value in spec.items() if key != "source"})
+    except AcclimateError as error:
+        raise AcclimateError(f"{where}: {error}") from error
+    return {**spec, "source": str(spec["source"])}
+
+
+def _check_stages(where: str, stages: Any, on: dict[str, Any]) -> None:
+    """Stages are [end as a share of the run, {domain: weight}], the ends rising."""
+    form = f"{where}: a stage is written [share of the run at its end, {{domain: weight}}], e.g. [0.5, {{legal: 1}}]"
+    if stages is not None and not isinstance(stages, list):
+        raise AcclimateError(form)
+    before = 0.0
+    for stage in stages or []:
+        if not isinstance(stage, (list, tuple)) or len(stage) != 2 or not isinstance(stage[1], dict) or not _number(stage[0]):
+            raise AcclimateError(f"{form}, but here is {stage!r}")
+        if not before < stage[0] <= 1:
+            raise AcclimateError(f"{where}: the ends of stages must rise from above 0 to 1, but {stage[0]} follows {before:g}")
+        before = stage[0]
+        for key, weight in stage[1].items():
+            _known(where, key, on, "domain of this step")
+            if not _number(weight) or weight < 0:
+                raise AcclimateError(f"{where}: the weight of domain {key!r} in a stage is {weight!r}, but must be a number of 0 or more")
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _mapping(where: str, value: Any) -> dict[str, Any]:
+    if value is not None and not isinstance(value, dict):
+        raise AcclimateError(f"{where} must be a mapping of keys, but is {value!r}")
+    return value or {}
+
+
+def _list(where: str, value: Any) -> list[str]:
+    value = [value] if isinstance(value, str) else value or []
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise AcclimateError(f"{where} must be a name or a list of names, but is {value!r}")
+    return list(value)
+
+
+def _whole(where: str, value: Any, least: int) -> int:
+    try:
+        number = int(str(value).replace("_", ""))
+    except ValueError:
+        number = least - 1
+    if number < least or isinstance(value, bool):
+        raise AcclimateError(f"{where} = {value!r}, but must be a whole number of {least} or more")
+    return number
 
 
 def _keys(where: str, data: Any, known: tuple[str, ...]) -> None:

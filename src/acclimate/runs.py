@@ -55,6 +55,7 @@ class Run:
             facts = {"key": key, **facts}
             write_json(folder / "step.json", facts)
             _tidy(folder / "work")
+        model.source = str((folder / "model").resolve())  # what an adapter trained on it names as its base
         self.made[name] = facts
         return model
 
