@@ -170,3 +170,22 @@ def test_macro_f1_and_its_interval():
 
 def test_bits_are_nats_over_log_2():
     assert Bits(np.array([np.log(2), 2 * np.log(2)]), np.array([1.0, 2.0]), np.array([1, 1])).value == pytest.approx(1.0)
+
+
+def test_a_change_of_macro_f1_is_the_difference_of_the_two(monkeypatch):
+    draw = np.random.default_rng(1)
+    wanted = draw.choice(["a", "b", "c"], 80, p=[0.6, 0.3, 0.1]).tolist()
+    before = Answers(["a"] * 80, wanted, "macro_f1")  # accurate, and blind to two labels
+    after = Answers(np.where(draw.random(80) < 0.6, wanted, "b").tolist(), wanted, "macro_f1")
+    difference, low, high, p = after.against(before)
+    assert difference == pytest.approx(f1_score(wanted, after.given, average="macro") - f1_score(wanted, before.given, average="macro"))
+    assert 0 < low < difference < high
+    assert p < 0.05
+    assert before.against(before) == (0.0, 0.0, 0.0, 1.0)
+    plain = Answers(after.given, wanted, "accuracy").against(Answers(before.given, wanted, "accuracy"))
+    assert plain[0] == pytest.approx(after.right.mean() - before.right.mean())
+    for answers in (before, after):  # the resampled figure is scikit-learn's, here on one "draw" that takes every item once
+        from acclimate.engines import score
+
+        monkeypatch.setattr(score.statistics, "resampled_sums", lambda columns: columns.sum(0)[None])
+        assert answers.interval()[1] == pytest.approx(f1_score(wanted, answers.given, average="macro"))
