@@ -6,8 +6,6 @@ because they are the domains to adapt to.
 """
 
 import argparse
-import shlex
-import sys
 import time
 from pathlib import Path
 
@@ -108,11 +106,12 @@ def main() -> None:
         if "lm/wikipedia" in row:
             print({k: round(v, 3) for k, v in row.items()}, flush=True)
     model = trained.model
-    model.net.to(torch.bfloat16)
+    with torch.no_grad():  # measured as it will be loaded: weights rounded to bf16, sums in fp32; buffers keep their precision
+        for weight in model.net.parameters():
+            weight.copy_(weight.to(torch.bfloat16))
     measured = {}
     for name in (*LEARNED, *UNSEEN):
         domain = domains.get(name) or datasets.load(name)
-        model.net.to(torch.float32)
         value, low, high = bits_per_byte(model, domain.texts("test")).interval()
         measured[name] = {
             "bits_per_byte": round(value, 4),
@@ -122,8 +121,11 @@ def main() -> None:
             "licence": domain.licence,
         }
         print(f"{name:16} {value:.4f} [{low:.4f}, {high:.4f}]", flush=True)
-    model.net.to(torch.bfloat16)
-    command = "ACCLIMATE_DATA=<data> " + shlex.join(["python", "scripts/seedling.py", *[a for a in sys.argv[1:]]])
+    for weight in model.net.parameters():
+        weight.data = weight.data.to(torch.bfloat16)
+    model.net.config.dtype = torch.bfloat16
+    given = {k: v for k, v in vars(options).items() if v and k not in ("out", "work", "init", "tokenizer", "compile")}
+    command = "python scripts/seedling.py " + " ".join(f"--{key.replace('_', '-')} {value}" for key, value in given.items())
     model.source, model.notes["made"] = (
         "fresh weights",
         {
