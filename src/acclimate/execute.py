@@ -63,12 +63,12 @@ class Tools:
     def open(self) -> None:
         """Open everything that is given, so that what is missing is said before hours of training and not after them."""
         names = {step.name for step in self.recipe.steps}
-        for name, spec in self.recipe.domains.items():
-            if "source" in spec:
-                self.domain(name)
         for ref in dict.fromkeys([self.recipe.model, *(ref for step in self.recipe.steps for ref in (step.start, step.teacher))]):
             if ref and ref not in names and ("/" in ref or ref.partition(".")[0] not in names):
                 self.model(ref)
+        for name, spec in self.recipe.domains.items():
+            if "source" in spec:
+                self.domain(name)
 
     def model(self, ref: str) -> "Model":
         """A step's model by name, else any reference that Model.load takes."""

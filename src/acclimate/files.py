@@ -158,7 +158,7 @@ def read_yaml(path: str | Path) -> Any:
 
     try:
         return yaml.load(Path(path).read_text(encoding="utf-8"), _plain_yaml(yaml.SafeLoader))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise AcclimateError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
 
 

@@ -75,6 +75,8 @@ class Model:
         if folder is not None and (folder / "adapter_config.json").exists():
             return cls._load_adapter(ref, folder, dtype, device)
         where = str(folder or ref)
+        if Path(ref).expanduser().is_file():
+            raise AcclimateError(f"{ref} is a file, but a model is a folder: give the one that save_pretrained wrote")
         if folder is None and Path(ref).is_absolute():
             raise AcclimateError(f"no model at {ref}: the folder does not exist")
         if folder is not None and not (folder / "config.json").exists():
@@ -92,10 +94,11 @@ class Model:
         config = read_json(folder / "adapter_config.json")
         manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).exists() else {}
         base = cls.load(manifest.get("base") or config.get("base_model_name_or_path") or "", dtype=dtype, device=device)
-        if manifest.get("base_fingerprint") and manifest["base_fingerprint"] != base.fingerprint:
+        identity = base.fingerprint  # of the base alone: the adapter is about to be put into its modules
+        if manifest.get("base_fingerprint") and manifest["base_fingerprint"] != identity:
             raise AcclimateError(
                 f"{folder} was trained on {manifest['base']} with weights {manifest['base_fingerprint']}, but that model now has "
-                f"{base.fingerprint}; load the base it was trained on"
+                f"{identity}; load the base it was trained on"
             )
         if not (folder / "adapter_model.safetensors").is_file():
             raise AcclimateError(f"{folder} holds no adapter_model.safetensors; save the adapter again")
@@ -119,7 +122,7 @@ class Model:
             base.tokenizer,
             base.kind,
             ref,
-            {**base.notes, "base": base.source, "base_fingerprint": base.fingerprint},
+            {**base.notes, "base": base.source, "base_fingerprint": identity},
         )
 
     def to(self, device: str) -> "Model":

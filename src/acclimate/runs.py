@@ -7,6 +7,7 @@
 """
 
 import datetime
+import itertools
 import os
 import platform
 import shutil
@@ -15,7 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .errors import AcclimateError
 from .files import digest, read_json, write_json
 from .progress import say
 
@@ -129,7 +129,5 @@ def new_folder(title: str) -> Path:
     """A fresh run folder under ./runs (or $ACCLIMATE_RUNS), named by title and time."""
     root = Path(os.environ.get("ACCLIMATE_RUNS") or "runs")
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder = root / f"{title}-{stamp}"
-    if folder.exists():
-        raise AcclimateError(f"{folder} exists; name another with --out")
-    return folder
+    names = (f"{title}-{stamp}" + (f"-{number}" if number else "") for number in itertools.count())
+    return next(root / name for name in names if not (root / name).exists())

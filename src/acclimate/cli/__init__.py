@@ -9,6 +9,8 @@ from typing import Any
 
 from ..errors import AcclimateError
 
+INTERRUPTED = 130
+
 
 def main() -> None:
     """Entry point of ``acclimate``."""
@@ -16,19 +18,20 @@ def main() -> None:
 
     try:
         code = app(standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)
     except AcclimateError as error:
         _complain(str(error))
         sys.exit(2)
     except KeyboardInterrupt:
-        _complain("interrupted; what was made is kept, run the same command with the same --out to go on")
-        sys.exit(130)
+        code = INTERRUPTED
     except Exception as error:
         # click's own complaints (unknown option, missing argument) know how to show themselves
         if hasattr(error, "show") and hasattr(error, "exit_code"):
             error.show()
             sys.exit(error.exit_code)
         raise
+    if code == INTERRUPTED:  # typer makes an exit code of Ctrl-C
+        _complain("interrupted; what was made is kept, run the same command with the same --out to go on")
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _complain(text: str) -> None:

@@ -303,7 +303,9 @@ def reproduce(
     """Re-test a paper's claim: the claim, the criterion written before the run, what was measured, the verdict."""
     from ..experiments import reproduce as again
 
-    chosen = [int(s) for s in seeds.split(",")] if seeds else None
+    if seeds and not all(seed.strip().isdigit() for seed in seeds.split(",")):
+        raise AcclimateError(f"--seeds {seeds} must be whole numbers with commas between them, e.g. --seeds 0,1,2")
+    chosen = [int(seed) for seed in seeds.split(",")] if seeds else None
     found = again(paper, tiny=tiny, seeds=chosen, out=out, record=record)
     if as_json:
         _emit(found)

@@ -4,7 +4,6 @@ It owns packing, mixtures, micro-batches, autocast, schedules, checkpoints, exac
 said when a loss is not finite. Methods own none of it.
 """
 
-import json
 import math
 import shutil
 import time
@@ -18,7 +17,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from ..domain import Domain
 from ..errors import AcclimateError
-from ..files import digest, lock, write_json
+from ..files import digest, lock, read_json, write_json
 from ..kinds import Adapter, Objective
 from ..model import Model, quiet
 from . import words
@@ -312,7 +311,7 @@ def _resume_point(folder: Path, plan: dict) -> str | None:
     """The newest whole checkpoint of the same plan; checkpoints of another plan are an error, half ones are removed."""
     stored = folder / "plan.json"
     key = digest(plan)
-    if stored.exists() and json.loads(stored.read_text())["key"] != key:
+    if stored.exists() and read_json(stored).get("key") != key:
         raise AcclimateError(f"{folder} holds an unfinished run with other settings or data; remove it, or choose another folder")
     write_json(stored, {"key": key, **plan})
     whole = []

@@ -5,6 +5,7 @@ model that gave them, so neither model has to stay in memory.
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -128,7 +129,7 @@ def reference_logps(model: Model, source: Source, precision: str) -> np.ndarray:
     if not isinstance(source, PreferenceRows):
         raise AcclimateError("reference log-probabilities exist for preference data only")
     path = cache_dir("reference") / f"{digest([model.fingerprint, source.key, precision])}.npy"
-    if path.exists():
+    with suppress(OSError, ValueError, EOFError):  # absent, or damaged: reckoned again
         return np.load(path)
     model.net.eval()
     found = np.empty((source.size, 2), np.float32)
