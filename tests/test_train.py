@@ -655,5 +655,5 @@ def test_what_cannot_be_trained_is_refused_in_one_line(tiny, mask_tokenizer, tok
 
 
 def test_an_adapter_that_does_not_fit_is_one_line(tiny, pipes, tmp_path):
-    with pytest.raises(AcclimateError, match="adapters.lora does not fit tiny"):
+    with pytest.raises(AcclimateError, match=r"adapters\.lora does not fit tiny"):
         train(tiny, LM, pipes, settings(), tmp_path, adapter=load("adapters.lora", target=["nowhere"]))

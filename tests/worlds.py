@@ -40,7 +40,9 @@ def network(family: str, tokenizer, seed: int = 0, **settings):
         "llama": lambda: t.LlamaForCausalLM(
             t.LlamaConfig(**small, **{**layers, "num_key_value_heads": 1, "max_position_embeddings": 256, **settings})
         ),
-        "gpt2": lambda: t.GPT2LMHeadModel(t.GPT2Config(**small, **{"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128, **settings})),
+        "gpt2": lambda: t.GPT2LMHeadModel(
+            t.GPT2Config(**small, **{"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128, **settings})
+        ),
         "bert": lambda: t.BertForMaskedLM(t.BertConfig(**small, **layers, **{"max_position_embeddings": 128, **settings})),
         "roberta": lambda: t.RobertaForMaskedLM(
             t.RobertaConfig(
