@@ -20,7 +20,7 @@ from typing import Any
 from .errors import AcclimateError, nearest
 from .files import read_yaml, yaml_text
 from .kinds import Adapter, Objective, Strategy
-from .method import find
+from .method import Method, find
 
 KEYS = ("title", "seed", "model", "domains", "steps", "evaluate", "contamination")
 STEP = ("as", "use", "from", "on", "with", "train", "adapter", "teacher", "stages", "new_head")
@@ -189,7 +189,7 @@ def _step(where: str, name: str, step: Any, model: str, domains: dict) -> Step:
     return made
 
 
-def _method(where: str, spec: dict[str, Any], kinds: tuple[type, ...]) -> Any:
+def _method(where: str, spec: dict[str, Any], kinds: tuple[type[Method], ...]) -> Any:
     """The method a step or an adapter names, with its settings."""
     if not isinstance(spec.get("use"), str):
         raise AcclimateError(f"{where}: use: is missing; name a method such as {kinds[0].room}.{EXAMPLES[kinds[0].room]}")
