@@ -11,7 +11,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))  # for the helpers in worlds.py
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("ACCLIMATE_DEVICE", "cpu")
-os.environ.setdefault("ACCLIMATE_QUIET", "1")
 
 import pytest
 

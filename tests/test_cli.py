@@ -21,7 +21,8 @@ COMMANDS += ["check", "doctor"]
 
 @pytest.fixture
 def acclimate(monkeypatch, capsys):
-    """``acclimate(words...)`` runs the command in this process: (exit code, stdout, stderr)."""
+    """``acclimate(words...)`` runs the command in this process: (exit code, stdout, stderr), without the lines on progress."""
+    monkeypatch.setenv("ACCLIMATE_QUIET", "1")
 
     def call(*words):
         monkeypatch.setattr(sys, "argv", ["acclimate", *map(str, words)])
