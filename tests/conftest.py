@@ -10,6 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # for the helpers in worlds.py
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads cost more than they bring on networks this small
 os.environ.setdefault("ACCLIMATE_DEVICE", "cpu")
 
 import pytest
