@@ -259,11 +259,3 @@ def test_ctrl_c_is_one_line_and_the_run_goes_on(acclimate, child, tiny_folder, t
     code, out, err = acclimate(*words, "--json")
     assert code == 0, err
     assert [row["step"] for row in json.loads(out)["curves"]["adapted"]] == list(range(61))
-
-
-def test_quickstart_needs_the_embedded_model(acclimate, tmp_path):
-    if "seedling" in embedded():
-        pytest.skip("the seedling is here, and a whole quickstart takes minutes")
-    code, _, err = acclimate("quickstart", "--out", tmp_path / "run")
-    assert code == 2
-    assert "no model 'seedling'" in err

@@ -357,7 +357,7 @@ def test_a_model_too_large_to_load_twice_is_compared_tensor_by_tensor(family, to
 
 def test_the_seedling_answers():
     if "seedling" not in module.embedded():
-        pytest.skip("the seedling is not in the package yet")
+        pytest.skip("the seedling is not in this checkout")
     from acclimate.engines.score import bits_per_byte
 
     model = Model.load("seedling")
