@@ -95,9 +95,7 @@ def test_loads_fast_and_without_torch():
         "assert len(rows) == 206 and not heavy, heavy\n"
         "print(time.process_time())"
     )
-    spent = min(
-        float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) for _ in "ab"
-    )
+    spent = min(float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) for _ in "ab")
     assert spent < 0.3  # CPU seconds of the whole process, so that a busy machine does not matter
 
 
@@ -230,9 +228,7 @@ def test_a_method_is_shown_with_its_settings_needs_and_papers(monkeypatch):
         def loss(self, logits, labels, items=None):
             return logits
 
-    monkeypatch.setattr(
-        sys.modules[__name__], "__doc__", "Toy: pulls.\n\nSee https://example.org/a, and (https://example.org/a)."
-    )
+    monkeypatch.setattr(sys.modules[__name__], "__doc__", "Toy: pulls.\n\nSee https://example.org/a, and (https://example.org/a).")
     monkeypatch.setattr(pages.method, "find", {"objectives.dapt_tapt": Toy}.__getitem__)
     text = "\n".join(pages._method("objectives.dapt_tapt"))
     assert "### objectives.dapt_tapt\n\nToy: pulls.\n\nSource: <https://example.org/a>\n" in text

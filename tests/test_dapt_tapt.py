@@ -10,8 +10,8 @@ from acclimate.domain import Domain
 from acclimate.errors import AcclimateError
 from acclimate.execute import Tools
 from acclimate.experiments import load as experiment
+from acclimate.experiments import replay
 from acclimate.experiments.fixture import documents, fixture, tiny_model
-from acclimate.experiments.objectives import replay
 from acclimate.method import load
 from acclimate.model import Model
 from acclimate.recipe import Recipe, Step
@@ -280,7 +280,7 @@ def test_the_tiny_reference_run_of_replay(tmp_path, monkeypatch):
     monkeypatch.setenv("ACCLIMATE_CACHE", str(tmp_path / "cache"))
     found = replay.reference(tiny=True)
     assert found["verdict"] == "not_run"
-    assert found["provenance"]["command"] == "python -m acclimate.experiments.objectives.replay --tiny"
+    assert found["provenance"]["command"] == "python -m acclimate.experiments.replay --tiny"
     figures = {row["name"]: row["seeds"] for row in found["rows"]}
     assert len(figures) == 4 + 2 * 2 * 3
     for name in replay.DOMAINS:

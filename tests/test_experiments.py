@@ -199,9 +199,7 @@ def test_a_faulty_experiment_is_one_clear_line(package, old, new, said):
 
 
 def test_figures_alone_are_enough(package):
-    text = TOY.replace(
-        '{"arms": {"base": seed + 1, "ours": seed + 0.5}, "details": {"tiny": tiny, "seed": seed}}', '{"ours": seed}'
-    )
+    text = TOY.replace('{"arms": {"base": seed + 1, "ours": seed + 0.5}, "details": {"tiny": tiny, "seed": seed}}', '{"ours": seed}')
     write(package, text.replace("def why", "def unused").replace('("ours", "base")', '("ours", "ours")'))
     found = experiments.reproduce("della")
     assert found["rows"][0]["seeds"] == [0.0, 1.0, 2.0]
@@ -224,9 +222,7 @@ def test_unknown_papers_and_missing_experiments(package):
     with pytest.raises(AcclimateError, match="no paper 'dela'; nearest: della"):
         experiments.reproduce("dela")
     write(package)
-    with pytest.raises(
-        AcclimateError, match=r"no experiment for dann yet \(experiments/domain_adaptation/dann\.py\); written: della"
-    ):
+    with pytest.raises(AcclimateError, match=r"no experiment for dann yet \(experiments/domain_adaptation/dann\.py\); written: della"):
         experiments.reproduce("dann")
 
 

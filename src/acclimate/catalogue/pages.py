@@ -202,10 +202,7 @@ def _method(name: str) -> list[str]:
     lines += [asks + (f"; takes if there: {_code(cls.wishes())}" if cls.wishes() else ""), ""]
     if cls.extra:
         lines += [f"Needs `pip install 'acclimate[{cls.extra}]'`.", ""]
-    rows = [
-        [f"`{key}`", f"`{field.default!r}`", _range(field.setting), field.setting.meaning]
-        for key, field in cls.settings().items()
-    ]
+    rows = [[f"`{key}`", f"`{field.default!r}`", _range(field.setting), field.setting.meaning] for key, field in cls.settings().items()]
     return lines + (_table(["setting", "default", "range", "meaning"], rows) if rows else ["No settings.", ""])
 
 

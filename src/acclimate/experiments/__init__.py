@@ -119,14 +119,10 @@ def _may_record(tiny: bool, seeds: list[int]) -> None:
     if len(seeds) < ENOUGH:
         raise AcclimateError(f"evidence needs at least {ENOUGH} seeds, but --seeds gives {len(seeds)}")
     if not catalogue.checkout():
-        raise AcclimateError(
-            "evidence is recorded in a checkout of the project only; leave out --record and read the result file"
-        )
+        raise AcclimateError("evidence is recorded in a checkout of the project only; leave out --record and read the result file")
 
 
-def _run_seeds(
-    name: str, module: ModuleType, seeds: list[int], tiny: bool, source: str, folder: Path
-) -> dict[int, dict[str, Any]]:
+def _run_seeds(name: str, module: ModuleType, seeds: list[int], tiny: bool, source: str, folder: Path) -> dict[int, dict[str, Any]]:
     """Every wanted seed's {arms, details, seconds, started, device, git}; finished ones are kept on disk at once."""
     partial = _partial(folder, name, source, tiny)
     kept = read_json(partial) if partial.is_file() else {}
@@ -200,9 +196,7 @@ def _same_arms(name: str, kept: dict[str, dict[str, Any]]) -> None:
     (first, one), *others = kept.items()
     for seed, other in others:
         if set(other["arms"]) != set(one["arms"]):
-            raise AcclimateError(
-                f"{name}: seed {seed} has arms {sorted(other['arms'])}, but seed {first} has {sorted(one['arms'])}"
-            )
+            raise AcclimateError(f"{name}: seed {seed} has arms {sorted(other['arms'])}, but seed {first} has {sorted(one['arms'])}")
 
 
 def _judge(

@@ -8,7 +8,13 @@ from typing import Any
 
 SHAPES: dict[str, dict[str, Any]] = {
     "seedling": {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2},
-    "seedling-xs": {"hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2},
+    "seedling-xs": {
+        "hidden_size": 128,
+        "intermediate_size": 320,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    },
 }
 CONTEXT = 1024
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")

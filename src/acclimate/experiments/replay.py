@@ -2,7 +2,7 @@
 
 ``seedling-xs`` goes on with text of law or of software documentation, either alone or with a quarter of the rows drawn from what it
 learned before (Wikipedia and novels), for the same number of steps; three seeds. Measured on held-out text of the domain and of both
-general corpora. Run it with ``python -m acclimate.experiments.objectives.replay``; ``--record`` keeps the result in bench/results.
+general corpora. Run it with ``python -m acclimate.experiments.replay``; ``--record`` keeps the result in bench/results.
 """
 
 import argparse
@@ -13,17 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from ... import catalogue, datasets
-from ...domain import Domain
-from ...engines.score import bits_per_byte
-from ...engines.train import Training, tidy, train
-from ...errors import AcclimateError
-from ...files import cache_dir, file_digest, lock, read_json, write_json
-from ...measure import limited
-from ...method import load
-from ...model import Model
-from .. import _judge, _run_seeds
-from ..fixture import documents, tiny_model
+from .. import catalogue, datasets
+from ..domain import Domain
+from ..engines.score import bits_per_byte
+from ..engines.train import Training, tidy, train
+from ..errors import AcclimateError
+from ..files import cache_dir, file_digest, lock, read_json, write_json
+from ..measure import limited
+from ..method import load
+from ..model import Model
+from . import _judge, _run_seeds
+from .fixture import documents, tiny_model
 
 CLAIM = "Replaying some general text while learning a domain prevents most forgetting and costs little of the gain in the domain."
 CRITERION = """
@@ -106,7 +106,7 @@ def reference(tiny: bool = False, record: bool = False) -> dict[str, Any]:
         done = _run_seeds("replay", module, list(SEEDS)[: 2 if tiny else None], tiny, source, folder)
         about = {"id": "replay", "title": "Replay: the reference run", "claim": CLAIM}
         found = _judge(about, module, done, tiny, source, record)
-        found["provenance"]["command"] = "python -m acclimate.experiments.objectives.replay" + " --tiny" * tiny + " --record" * record
+        found["provenance"]["command"] = "python -m acclimate.experiments.replay" + " --tiny" * tiny + " --record" * record
         write_json(folder / ("replay-tiny.json" if tiny else "replay.json"), found)
         for path in folder.glob("replay-*.partial.json"):
             path.unlink()
