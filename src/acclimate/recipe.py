@@ -122,6 +122,8 @@ class Recipe:
             }
             if not isinstance(step.method, Strategy):
                 spec["train"] = training(step, self.seed).values()
+            elif step.train:
+                spec["train"] = step.train
             if step.adapter_spec:
                 spec["adapter"] = {"use": step.adapter_spec["use"], "with": step.adapter.values() if step.adapter else {}}
             spec |= {k: v for k, v in (("teacher", step.teacher), ("stages", step.stages), ("new_head", step.new_head)) if v}
