@@ -55,6 +55,8 @@ def main() -> None:
     parser.add_argument("--warmup", type=float, default=0.03)
     parser.add_argument("--schedule", default="cosine", choices=("cosine", "linear", "constant"))
     parser.add_argument("--init", type=Path, help="go on from a training checkpoint's weights, with a schedule of their own")
+    parser.add_argument("--steps", type=int, default=0)
+    parser.add_argument("--optimizer", default="muon", choices=("adamw", "muon"))
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--tokenizer", help="folder of a tokenizer to use instead of training one")
     parser.add_argument("--out", type=Path, default=ASSETS)
@@ -76,13 +78,14 @@ def main() -> None:
         before = read_json(options.init / "trainer_state.json")["global_step"] * options.batch_tokens
     start = Model(options.size, net, tokenizer, "causal", "fresh weights").to(default_device())
     largest = sum(weights.values()) / 3.6  # about 3.6 bytes a token
-    steps = int(options.epochs * largest / options.batch_tokens)
+    steps = options.steps or int(options.epochs * largest / options.batch_tokens)
     training = Training(
         steps=steps,
         batch_tokens=options.batch_tokens,
         micro_rows=options.micro_rows,
         row_tokens=512,
         lr=options.lr,
+        optimizer=options.optimizer,
         weight_decay=options.weight_decay,
         beta2=0.95,
         eps=1e-8,

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from acclimate.engines import train as engine
 from acclimate.engines import words
 from acclimate.engines.forward import logits, packs
+from acclimate.engines.optimizers import muon_adamw
 from acclimate.engines.score import bits_per_byte
 from acclimate.engines.train import Training, train
 from acclimate.errors import AcclimateError
@@ -242,10 +243,12 @@ def _variants(tiny, mask_tokenizer, pipes, kitchen, preferences):
         "prompt": (tiny, LM, pipes, {"lr": 0.05}, {"adapter": load("adapters.prompt", tokens=4)}),
         "padded": (tiny, LM, pipes, {"pack": "no"}, {}),
         "dpo": (tiny, load("objectives.dpo"), preferences, {"batch_rows": 4}, {}),
+        "muon": (tiny, LM, pipes, {"optimizer": "muon"}, {}),
+        "muon-prompt": (tiny, LM, pipes, {"optimizer": "muon", "lr": 0.05}, {"adapter": load("adapters.prompt", tokens=4)}),
     }
 
 
-@pytest.mark.parametrize("variant", ["replay", "stages", "masked", "lora", "prompt", "padded", "dpo"])
+@pytest.mark.parametrize("variant", ["replay", "stages", "masked", "lora", "prompt", "padded", "dpo", "muon", "muon-prompt"])
 def test_every_kind_of_training_resumes_to_the_same_bits(
     variant, tiny, mask_tokenizer, pipes, kitchen, preferences, stop_at, tmp_path, cache
 ):
@@ -365,6 +368,24 @@ def test_weight_decay_clip_and_schedule_reach_the_optimizer(tiny, pipes, tmp_pat
         for d in (0.0, 30.0)
     ]
     assert ends[1] < 0.9 * ends[0]
+
+
+def test_a_muon_step_is_orthogonal_and_of_adamws_size():
+    """First step on a matrix G = U S V^T: the change is U V^T (singular values near 1) times 0.2 sqrt(longer side) times lr."""
+    net = torch.nn.Sequential(torch.nn.Embedding(7, 6), torch.nn.Linear(6, 4))
+    table, (matrix, bias) = net[0].weight, (net[1].weight, net[1].bias)
+    start = [weight.detach().clone() for weight in (table, matrix, bias)]
+    optimizer = muon_adamw(net, lr=0.01, weight_decay=0.0, betas=(0.9, 0.98), eps=1e-12, fused=True)
+    gradient = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    (net[0](torch.tensor([1])).sum() + (net[1].weight * gradient).sum() + net[1].bias.sum()).backward()
+    optimizer.step()
+    left, _, right = torch.linalg.svd(gradient, full_matrices=False)
+    step = (start[1] - matrix.detach()) / (0.01 * 0.2 * 6**0.5)
+    assert torch.allclose(left.T @ step @ right.T, torch.eye(4), atol=0.35)  # Newton-Schulz leaves singular values in about 0.7 to 1.2
+    assert torch.allclose(start[2] - bias.detach(), torch.full((4,), 0.01), atol=1e-6)  # AdamW's first step is lr long
+    moved = start[0] - table.detach()
+    assert torch.allclose(moved[1], torch.full((6,), 0.01), atol=1e-6)
+    assert moved[[0, 2]].abs().sum() == 0
 
 
 def test_dpo_starts_at_log_2_learns_and_keeps_the_reference_on_disk(tiny, preferences, tmp_path, cache):

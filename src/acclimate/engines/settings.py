@@ -19,7 +19,11 @@ class Training(Settings):
     lr: Annotated[float, Setting("peak learning rate", 0)] = 5e-4
     warmup: Annotated[float, Setting("share of the steps in which the rate rises from 0", 0, 1)] = 0.06
     schedule: Annotated[str, Setting("course of the rate after the warm-up", choices=("cosine", "linear", "constant"))] = "cosine"
-    weight_decay: Annotated[float, Setting("AdamW's decoupled weight decay", 0)] = 0.01
+    optimizer: Annotated[
+        str,
+        Setting("adamw, or muon for matrices (adamw for the rest): fewer steps to learn much", choices=("adamw", "muon")),
+    ] = "adamw"
+    weight_decay: Annotated[float, Setting("decoupled weight decay", 0)] = 0.01
     beta1: Annotated[float, Setting("AdamW's decay of the first moment", 0, 1)] = 0.9
     beta2: Annotated[float, Setting("AdamW's decay of the second moment", 0, 1)] = 0.98
     eps: Annotated[float, Setting("AdamW's epsilon", 0)] = 1e-6

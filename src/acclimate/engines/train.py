@@ -22,6 +22,7 @@ from ..kinds import Adapter, Objective
 from ..model import Model, quiet
 from . import words
 from .forward import autocast, packs
+from .optimizers import muon_adamw
 from .rows import Mixture, PairRows, PreferenceRows, Seq2SeqRows, Source, TokenRows
 from .settings import Training
 from .watch import Watcher
@@ -289,6 +290,12 @@ def _trainer(
         torch_compile=training.compile,
         dataloader_pin_memory=learner.device.type == "cuda",
     )
+    optimizer = None
+    if training.optimizer == "muon":
+        optimizer = muon_adamw(
+            learner.net, lr=training.lr, weight_decay=training.weight_decay, betas=(training.beta1, training.beta2), eps=training.eps,
+            fused=fused(learner),
+        )  # fmt: skip
     trainer = _Trainer(
         supply,
         training.clip,
@@ -297,6 +304,7 @@ def _trainer(
         train_dataset=mixture,
         data_collator=mixture.collate,
         callbacks=callbacks,
+        optimizers=(optimizer, None),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
