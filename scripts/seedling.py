@@ -15,7 +15,7 @@ from acclimate import datasets
 from acclimate.domain import Domain
 from acclimate.engines.score import bits_per_byte
 from acclimate.engines.train import Training, tidy, train
-from acclimate.files import read_json, write_json
+from acclimate.files import write_json
 from acclimate.method import load
 from acclimate.model import ASSETS, Model, default_device
 from acclimate.models.seedling import blank, build_tokenizer
@@ -47,15 +47,12 @@ def main() -> None:
     """Train one size and measure it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", default="seedling", choices=("seedling", "seedling-xs"))
-    parser.add_argument("--epochs", type=float, default=6)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--steps", type=int, default=2450)
+    parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--weight-decay", type=float, default=0.1)
-    parser.add_argument("--batch-tokens", type=int, default=16384)
-    parser.add_argument("--micro-rows", type=int, default=0)
+    parser.add_argument("--batch-tokens", type=int, default=8192)
+    parser.add_argument("--micro-rows", type=int, default=4)
     parser.add_argument("--warmup", type=float, default=0.03)
-    parser.add_argument("--schedule", default="cosine", choices=("cosine", "linear", "constant"))
-    parser.add_argument("--init", type=Path, help="go on from a training checkpoint's weights, with a schedule of their own")
-    parser.add_argument("--steps", type=int, default=0)
     parser.add_argument("--optimizer", default="muon", choices=("adamw", "muon"))
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--tokenizer", help="folder of a tokenizer to use instead of training one")
@@ -72,15 +69,9 @@ def main() -> None:
         tokenizer = build_tokenizer(text for domain in domains.values() for text in as_text(domain).texts("train"))
     domains = {name: as_text(domain, tokenizer) for name, domain in domains.items()}
     weights = {name: float(sum(len(text) for text in domain.texts("train"))) for name, domain in domains.items()}
-    net, before = blank(options.size, tokenizer), 0
-    if options.init:
-        net = type(net).from_pretrained(options.init)
-        before = read_json(options.init / "trainer_state.json")["global_step"] * options.batch_tokens
-    start = Model(options.size, net, tokenizer, "causal", "fresh weights").to(default_device())
-    largest = sum(weights.values()) / 3.6  # about 3.6 bytes a token
-    steps = options.steps or int(options.epochs * largest / options.batch_tokens)
+    start = Model(options.size, blank(options.size, tokenizer), tokenizer, "causal", "fresh weights").to(default_device())
     training = Training(
-        steps=steps,
+        steps=options.steps,
         batch_tokens=options.batch_tokens,
         micro_rows=options.micro_rows,
         row_tokens=512,
@@ -90,9 +81,8 @@ def main() -> None:
         beta2=0.95,
         eps=1e-8,
         warmup=options.warmup,
-        schedule=options.schedule,
         compile=options.compile,
-        watch_every=max(1, steps // 6),
+        watch_every=max(1, options.steps // 8),
     )
     watch = {name: domains[name] for name in LEARNED}
     begun = time.perf_counter()
@@ -127,7 +117,7 @@ def main() -> None:
     for weight in model.net.parameters():
         weight.data = weight.data.to(torch.bfloat16)
     model.net.config.dtype = torch.bfloat16
-    given = {k: v for k, v in vars(options).items() if v and k not in ("out", "work", "init", "tokenizer", "compile")}
+    given = {k: v for k, v in vars(options).items() if v and k not in ("out", "work", "tokenizer", "compile")}
     command = "python scripts/seedling.py " + " ".join(f"--{key.replace('_', '-')} {value}" for key, value in given.items())
     model.source, model.notes["made"] = (
         "fresh weights",
@@ -138,8 +128,7 @@ def main() -> None:
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
             "seconds": round(time.perf_counter() - begun),
             "steps": trained.cost["steps"],
-            "tokens": trained.cost["tokens"] + before,
-            "tokens_of_an_earlier_stage": before,
+            "tokens": trained.cost["tokens"],
             "total_parameters": trained.cost["total_parameters"],
         },
     )
@@ -151,7 +140,6 @@ def main() -> None:
 
 def card(name: str, measured: dict, made: dict) -> str:
     """The model card, all figures as measured."""
-    before = made["tokens_of_an_earlier_stage"]
     rows = [
         f"| {n} | {m['bits_per_byte']:.3f} [{m['low']:.3f}, {m['high']:.3f}] | {('no', 'yes')[m['seen_in_training']]} | {m['licence']} |"
         for n, m in measured.items()
@@ -170,8 +158,7 @@ def card(name: str, measured: dict, made: dict) -> str:
             f"own train engine on {made['tokens'] / 1e6:.0f} million tokens of real text. It exists so that every command works without a "
             "download, and for experiments on small hardware; it knows little and should answer nobody's questions.",
             "",
-            f"Command: `{made['command']}` ({made['device']}, {made['seconds']} seconds)."
-            + (f" It went on from weights after {made['tokens_of_an_earlier_stage'] / 1e6:.1f} million tokens." if before else ""),
+            f"Command: `{made['command']}` ({made['device']}, {made['seconds']} seconds).",
             "",
             "Held-out tails (never trained on), bits per byte with 95 % bootstrap interval over documents, fp32:",
             "",

@@ -1,7 +1,7 @@
 """One class per kind of method: its room, its verb, and the shapes that go in and come out."""
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from .method import Method
 
@@ -73,14 +73,40 @@ class Adapter(Method):
 
 
 class Merge(Method):
-    """Combines checkpoints of one architecture, tensor by tensor. Engine: tensors."""
+    """Combines checkpoints of one architecture, tensor by tensor. Engine: tensors.
+
+    The arguments of ``merge`` are words (words.py). A tensor comes in chunks; what depends on the whole of it is gathered first by
+    ``look``, whose results are added up over the chunks; a setting ``scope = "model"`` adds them up over all tensors. ``rows = True`` asks
+    for chunks of whole rows; ``takes`` is how many tuned models there may be.
+    """
 
     room = "merging"
     verb = "merge"
+    rows: ClassVar[bool] = False
+    takes: ClassVar[tuple[int, int]] = (1, 1000)
 
     @abstractmethod
-    def merge(self, base: "Tensor", tuned: "Tensor") -> "Tensor":
-        """base [*shape], tuned [model, *shape] -> merged [*shape]."""
+    def merge(self, **words: "Tensor") -> "Tensor":
+        """tuned [model, *shape] and what else is asked for -> merged [*shape]."""
+
+    def look(self, base: "Tensor | None", tuned: "Tensor", seen: "list[Tensor]") -> "Tensor | None":
+        """What the next look at a chunk finds, given the sums of the earlier looks; None when nothing more has to be seen."""
+        return None
+
+    def whole(
+        self, base: "Tensor | None", tuned: "Tensor", seed: "int | list[int]" = 0, seen: "list[Tensor] | None" = None
+    ) -> "Tensor":
+        """Merge one tensor that is in memory: base [*shape] or None, tuned [model, *shape] -> merged [*shape].
+
+        ``seen`` gives the looks where they were taken over more than this tensor.
+        """
+        import numpy as np
+
+        looks = [] if seen is None else seen
+        while seen is None and (found := self.look(base, tuned, looks)) is not None:
+            looks.append(found)
+        given = {"base": base, "tuned": tuned, "seen": looks, "generator": np.random.Generator(np.random.SFC64(seed))}
+        return self.merge(**{word: given[word] for word in self.asked()})
 
 
 class Experts(Method):

@@ -140,6 +140,12 @@ class Method(Settings):
         """Words the verb takes if the engine has them: its arguments with a default."""
         return [name for name, arg in _arguments(cls).items() if arg.default is not arg.empty]
 
+    @classmethod
+    @cache
+    def asked(cls) -> tuple[str, ...]:
+        """Needs and wishes."""
+        return (*cls.needs(), *cls.wishes())
+
 
 def _arguments(cls: type[Method]) -> dict[str, inspect.Parameter]:
     found = dict(inspect.signature(getattr(cls, cls.verb)).parameters)

@@ -1,0 +1,460 @@
+"""The tensors engine: streams checkpoints of any size through a merge method, a chunk at a time, on all cores.
+
+A :class:`Work` says for one output tensor where its inputs are and which method merges them. Chunks of 2^18 entries are read by ``pread``
+into buffers that are used again, turned into fp32, merged while they lie in the processor's cache, and written by ``pwrite`` to their
+final place in a file whose header was written first; the kernel writes behind. So the peak memory is a few chunks per core, whatever the
+size of the models. The output grows in a hidden folder beside its place, with a journal of finished tensors: a killed merge goes on
+where it was, and the folder gets its name only when it is whole.
+"""
+
+import json
+import os
+import threading
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import AcclimateError
+from ..files import atomic_file
+from ..kinds import Merge
+from ..progress import bar
+from .checkpoint import CODES, Buffer, Checkpoint, Slot
+
+CHUNK = 1 << 18  # entries; fixed, because the random draws of a chunk belong to it
+SHARD = 5_000_000_000  # bytes of one output file
+JOURNAL = "journal.jsonl"
+TEMPORARIES = 8  # fp32 chunks per model that a method may hold at once, for the forecast
+
+
+@dataclass(frozen=True)
+class Part:
+    """One input of an output tensor: a stored tensor, and which of its rows make which rows of the output (None: all, in order)."""
+
+    checkpoint: Checkpoint
+    slot: Slot
+    rows: np.ndarray | None = None  # row of the input, or -1 where the input has none [row of the output]
+
+
+@dataclass(frozen=True)
+class Work:
+    """One output tensor: where it comes from, and what merges it (None: the one input is copied)."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    tuned: tuple[Part, ...]
+    base: Part | None = None
+    method: Merge | None = None
+
+    @property
+    def size(self) -> int:
+        """Entries of the output."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def width(self) -> int:
+        """Entries of one row."""
+        return self.size // self.shape[0] if len(self.shape) > 1 and self.shape[0] else self.size
+
+    def spans(self) -> list[tuple[int, int]]:
+        """The chunks, as first and last entry; whole rows where the method or a vocabulary asks for them."""
+        by_rows = (self.method is not None and self.method.rows) or any(part.rows is not None for part in self.parts)
+        step = max(1, CHUNK // max(1, self.width)) * self.width if by_rows else CHUNK
+        return [(first, min(first + step, self.size)) for first in range(0, self.size, max(1, step))]
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """All inputs, the base last."""
+        return (*self.tuned, self.base) if self.base is not None else self.tuned
+
+
+@dataclass
+class Sums:
+    """What is added up over the chunks of a tensor, for the report."""
+
+    merged: float = 0.0  # sum of squares
+    parts: np.ndarray = field(default_factory=lambda: np.zeros(0))  # sums of squares of the inputs [part]
+    dots: np.ndarray = field(default_factory=lambda: np.zeros(0))  # inner products with the merged tensor [part]
+    changed: int = 0  # entries that differ from the base (or the first input)
+
+    def __add__(self, other: "Sums") -> "Sums":
+        return Sums(self.merged + other.merged, self.parts + other.parts, self.dots + other.dots, self.changed + other.changed)
+
+
+def forecast(works: Sequence[Work], workers: int) -> int:
+    """Bytes that the chunks of a merge take at most, beside the program itself."""
+    most = 0
+    for work in works:
+        first, last = max(work.spans(), key=lambda span: span[1] - span[0], default=(0, 0))
+        held = len(work.parts) * (4 + 4) + len(work.tuned) * 4 * TEMPORARIES * (work.method is not None)
+        most = max(most, (last - first) * (held + 12))
+    counts = sum(16 << 20 for work in works[:1] if work.method is not None)
+    return workers * (most + counts)
+
+
+def merge(
+    works: Sequence[Work], folder: Path, *, seed: int = 0, workers: int = 0, shard: int = SHARD, key: str = "", what: str = "merge"
+) -> dict[str, dict[str, Any]]:
+    """Make all output tensors in ``folder`` as safetensors files with an index; gives facts about each tensor by name.
+
+    ``folder`` is a temporary one of the caller's; a merge of the same ``key`` that was killed in it goes on.
+
+    Raises AcclimateError for a NaN or infinity in an input (which model, which tensor), a full disk, a truncated shard.
+    """
+    workers = workers or os.cpu_count() or 1
+    folder.mkdir(parents=True, exist_ok=True)
+    done = _journal(folder, key)
+    layout = _prepare(works, folder, shard, fresh=not done)
+    todo = [work for work in works if work.name not in done]
+    facts = dict(done)
+    lock = threading.Lock()
+    with (
+        _one_thread_each(),
+        ThreadPoolExecutor(workers) as pool,
+        open(folder / JOURNAL, "a", encoding="utf-8") as journal,
+        bar(what=f"{what} to {folder.parent}", total=sum(work.size * work.dtype.itemsize for work in works), unit="B") as shown,
+    ):
+        engine = _Engine(layout, seed)
+        shown.update(sum(work.size * work.dtype.itemsize for work in works if work.name in done))
+
+        def finish(work: Work, found: dict[str, Any]) -> None:
+            with lock:
+                facts[work.name] = found
+                journal.write(json.dumps({"name": work.name, "facts": found}) + "\n")
+                journal.flush()
+                shown.update(work.size * work.dtype.itemsize)
+
+        try:
+            engine.run(todo, pool, workers, finish)
+        finally:
+            layout.close()
+    return {work.name: facts[work.name] for work in works}
+
+
+class _Engine:
+    """Runs the works: large tensors with all workers together, then small ones side by side."""
+
+    def __init__(self, layout: "_Layout", seed: int):
+        self.layout, self.seed = layout, seed
+        self.local = threading.local()
+
+    def run(self, works: list[Work], pool: ThreadPoolExecutor, workers: int, finish: Callable[[Work, dict], None]) -> None:
+        seen = self._model_wide(works, pool)
+        large = [work for work in works if work.size >= 4 * workers * CHUNK]
+        small = sorted((work for work in works if work.size < 4 * workers * CHUNK), key=lambda work: -work.size)
+        for work in large:
+            finish(work, self.one(work, pool.map, seen))
+        for _ in pool.map(lambda work: finish(work, self.one(work, map, seen)), small):
+            pass
+
+    def _model_wide(self, works: list[Work], pool: ThreadPoolExecutor) -> dict[str, list[Tensor]]:
+        """Looks that are added up over all tensors, by the method's settings, for methods whose scope is the model."""
+        groups: dict[str, list[Work]] = {}
+        for work in works:
+            if getattr(work.method, "scope", "") == "model":
+                groups.setdefault(_key(work.method), []).append(work)
+        found = {}
+        for key, group in groups.items():
+            spans = [(work, span) for work in group for span in work.spans()]
+            seen: list[Tensor] = []
+            while (total := self._look(spans, pool.map, seen)) is not None:
+                seen.append(total)
+            found[key] = seen
+        return found
+
+    def _look(self, spans: Iterable[tuple[Work, tuple[int, int]]], run: Callable, seen: list[Tensor]) -> Tensor | None:
+        total: Tensor | None = None
+        for found in run(lambda at: at[0].method.look(*self.load(*at), seen), spans):
+            if found is None:
+                return None
+            total = found if total is None else total.add_(found)
+        return total
+
+    def one(self, work: Work, run: Callable, model_wide: Mapping[str, list[Tensor]]) -> dict[str, Any]:
+        """One tensor: looks, then the merge, chunk by chunk; its facts."""
+        seen = model_wide.get(_key(work.method), []) if getattr(work.method, "scope", "") == "model" else []
+        spans = [(work, span) for span in work.spans()]
+        if work.method is not None and work.dtype.is_floating_point and getattr(work.method, "scope", "") != "model":
+            while (total := self._look(spans, run, seen)) is not None:
+                seen.append(total)
+        sums = Sums(parts=np.zeros(len(work.parts)), dots=np.zeros(len(work.parts)))
+        for found in run(lambda at: self.chunk(*at, seen), spans):
+            sums = sums + found
+        return _facts(work, sums)
+
+    def load(self, work: Work, span: tuple[int, int]) -> tuple[Tensor | None, Tensor]:
+        """The chunk's base (or None) and tuned [model, *], in fp32: rows where rows are asked for, else flat."""
+        store = self._store()
+        first, last = span
+        block = store.floats(len(work.parts), last - first)
+        missing = [self._fill(work, part, span, block[i], store.raw) for i, part in enumerate(work.parts)]
+        if any(lost is not None for lost in missing):
+            _complete(work, block.view(len(work.parts), -1, work.width), missing)
+        if work.method is not None and work.method.rows:
+            block = block.view(len(work.parts), -1, work.width)
+        tuned = block[: len(work.tuned)]
+        return (block[-1] if work.base is not None else None), tuned
+
+    def _fill(self, work: Work, part: Part, span: tuple[int, int], out: Tensor, raw: Buffer) -> np.ndarray | None:
+        """Read one input of a chunk; where its rows are mapped, which rows it lacks [row]."""
+        first, last = span
+        if part.rows is None:
+            part.checkpoint.read(part.slot, first, last, raw, out)
+            return None
+        width = work.width
+        rows = part.rows[first // width : last // width]
+        out.zero_()
+        cuts = np.flatnonzero(np.diff(rows) != 1) + 1
+        for run in np.split(np.arange(len(rows)), cuts):  # runs of neighbouring rows are read at once
+            if rows[run[0]] >= 0:
+                begin, target = int(rows[run[0]]) * width, out[run[0] * width : (run[-1] + 1) * width]
+                part.checkpoint.read(part.slot, begin, begin + len(run) * width, raw, target)
+        return rows < 0
+
+    def chunk(self, work: Work, span: tuple[int, int], seen: list[Tensor]) -> Sums:
+        """Merge and write one chunk; what it adds to the report."""
+        first, last = span
+        if not work.dtype.is_floating_point or work.method is None:
+            return self._copy(work, span)
+        base, tuned = self.load(work, span)
+        every = self._store().floats(len(work.parts), last - first)
+        squares = _squares(every)
+        if not all(np.isfinite(squares)):
+            _refuse(work, every, first)
+        given = {"base": base, "tuned": tuned, "seen": seen}
+        if "generator" in work.method.needs():
+            given["generator"] = np.random.Generator(np.random.SFC64([self.seed, zlib.crc32(work.name.encode()), first // CHUNK]))
+        merged = work.method.merge(**{word: given[word] for word in work.method.asked()}).reshape(-1)  # type: ignore[arg-type]
+        stored = merged.to(work.dtype)
+        self.layout.write(work.name, first, stored)
+        shown = stored.to(torch.float32)
+        reference = every[-1] if work.base is not None else every[0]
+        return Sums(
+            float(torch.dot(shown, shown)),
+            squares,
+            np.array([float(torch.dot(shown, row)) for row in every]),
+            int(torch.count_nonzero(shown != reference.to(work.dtype))),
+        )
+
+    def _copy(self, work: Work, span: tuple[int, int]) -> Sums:
+        """The first input as it is (in the output's type): integer tensors, and layers that are passed through."""
+        first, last = span
+        out = torch.empty(last - first, dtype=work.dtype)
+        part = work.tuned[0]
+        if part.rows is None:
+            part.checkpoint.read(part.slot, first, last, self._store().raw, out)
+        else:
+            self._fill(work, part, span, out, self._store().raw)
+        self.layout.write(work.name, first, out)
+        own = out.to(torch.float64)
+        size = float(torch.dot(own, own))
+        kept = np.zeros(len(work.parts))
+        kept[0] = size
+        return Sums(size, kept, kept.copy(), 0)
+
+    def _store(self) -> "_Store":
+        if not hasattr(self.local, "store"):
+            self.local.store = _Store()
+        return self.local.store
+
+
+class _Store:
+    """One worker's buffers."""
+
+    def __init__(self) -> None:
+        self.raw, self.held = Buffer(), torch.empty(0)
+
+    def floats(self, parts: int, size: int) -> Tensor:
+        """fp32 [part, entry], the same memory at every call."""
+        if self.held.numel() < parts * size:
+            self.held = torch.empty(parts * size)
+        return self.held[: parts * size].view(parts, size)
+
+
+def _squares(block: Tensor) -> np.ndarray:
+    return np.array([float(torch.dot(row, row)) for row in block])
+
+
+def _refuse(work: Work, block: Tensor, first: int) -> None:
+    """Name the input whose chunk is not finite; sums of squares may also overflow, which is no fault."""
+    for part, row in zip(work.parts, block, strict=True):
+        bad = (~torch.isfinite(row)).nonzero()
+        if len(bad):
+            raise AcclimateError(
+                f"{part.checkpoint.ref}: tensor {part.slot.name} holds {row[bad[0]].item()} at entry {first + int(bad[0])}; "
+                "leave that model out, or save it again"
+            )
+
+
+def _complete(work: Work, block: Tensor, missing: list[np.ndarray | None]) -> None:
+    """Rows (of a vocabulary) that a model lacks come from the base, else from the mean of the models that have them."""
+    lost = torch.stack([torch.zeros(block.shape[1], dtype=torch.bool) if gone is None else torch.from_numpy(gone) for gone in missing])
+    if not lost.any():
+        return
+    have = (~lost).float()[..., None]
+    mean = (block * have).sum(0) / have.sum(0).clamp(min=1)
+    source = torch.where(lost[-1][:, None], mean, block[-1]) if work.base is not None else mean
+    block.copy_(torch.where(lost[..., None], source, block))
+
+
+def _facts(work: Work, sums: Sums) -> dict[str, Any]:
+    names = [part.checkpoint.ref for part in work.parts]
+    lengths = np.sqrt(sums.parts) * np.sqrt(sums.merged)
+    cosines = np.divide(sums.dots, lengths, out=np.zeros_like(lengths), where=lengths > 0)
+    return {
+        "shape": list(work.shape),
+        "dtype": str(work.dtype).removeprefix("torch."),
+        "norm": float(np.sqrt(sums.merged)),
+        "cosine": {f"{i}:{name}": float(cos) for i, (name, cos) in enumerate(zip(names, cosines, strict=True))},
+        "changed": sums.changed / max(1, work.size),
+    }
+
+
+def _key(method: Merge | None) -> str:
+    return "" if method is None else f"{method.name} {json.dumps(method.values(), sort_keys=True)}"
+
+
+class _Layout:
+    """The output files: where each tensor's bytes go."""
+
+    def __init__(self) -> None:
+        self.places: dict[str, tuple[int, int, int]] = {}  # name -> handle, first byte, bytes of an entry
+        self.handles: list[int] = []
+
+    def write(self, name: str, first: int, values: Tensor) -> None:
+        """Entries of a tensor, from ``first`` on."""
+        handle, start, each = self.places[name]
+        view = memoryview(values.contiguous().view(torch.uint8).numpy())
+        offset, done = start + first * each, 0
+        while done < len(view):
+            done += os.pwrite(handle, view[done:], offset + done)
+
+    def close(self) -> None:
+        """Give the files back."""
+        for handle in self.handles:
+            os.close(handle)
+
+
+def _prepare(works: Sequence[Work], folder: Path, shard: int, *, fresh: bool) -> _Layout:
+    """Files with their headers and all their room, and the index where there are several."""
+    groups: list[list[Work]] = [[]]
+    filled = 0
+    for work in works:
+        size = work.size * work.dtype.itemsize
+        if filled + size > shard and groups[-1]:
+            groups.append([])
+            filled = 0
+        groups[-1].append(work)
+        filled += size
+    names = (
+        ["model.safetensors"]
+        if len(groups) == 1
+        else [f"model-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)]
+    )
+    layout, weight_map, total = _Layout(), {}, 0
+    for name, group in zip(names, groups, strict=True):
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        offset = 0
+        for work in group:
+            end = offset + work.size * work.dtype.itemsize
+            header[work.name] = {"dtype": CODES[work.dtype], "shape": list(work.shape), "data_offsets": [offset, end]}
+            weight_map[work.name], offset = name, end
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        handle = os.open(folder / name, os.O_RDWR | os.O_CREAT | (os.O_TRUNC if fresh else 0), 0o644)
+        layout.handles.append(handle)
+        if fresh:
+            if 8 + len(text) + offset:
+                os.posix_fallocate(handle, 0, 8 + len(text) + offset)
+            os.pwrite(handle, len(text).to_bytes(8, "little") + text, 0)
+        for work in group:
+            layout.places[work.name] = (handle, 8 + len(text) + header[work.name]["data_offsets"][0], work.dtype.itemsize)
+        total += offset
+    if len(groups) > 1:
+        with atomic_file(folder / "model.safetensors.index.json") as path:
+            path.write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2))
+    return layout
+
+
+def _journal(folder: Path, key: str) -> dict[str, dict[str, Any]]:
+    """Tensors that an earlier, killed merge of the same key has finished; a new journal where there is none, or another's."""
+    path = folder / JOURNAL
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    if lines and lines[0] == json.dumps({"key": key}):
+        done = {}
+        for line in lines[1:]:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue  # the line that the kill cut short
+            done[row["name"]] = row["facts"]
+        if done and (not lines[-1].endswith("}")):
+            path.write_text("".join(f"{line}\n" for line in [lines[0], *(json.dumps({"name": n, "facts": f}) for n, f in done.items())]))
+        return done
+    path.write_text(json.dumps({"key": key}) + "\n", encoding="utf-8")
+    return {}
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Workers are the threads: torch gets one, so that they do not wait for one another inside an operation."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def merge_in_memory(
+    method: Merge,
+    base: Mapping[str, Tensor] | None,
+    tuned: Sequence[Mapping[str, Tensor]],
+    settings: Callable[[str], dict[str, Any]] | None = None,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """Merge small models that are in memory, in fp32, for searches that try many merges.
+
+    ``settings`` gives settings that differ from the method's own, by the tensor's name. Integer tensors are the first model's.
+    """
+    found = {}
+    with torch.no_grad():
+        wide = _wide_in_memory(method, base, tuned) if getattr(method, "scope", "") == "model" and settings is None else None
+        for name, first in tuned[0].items():
+            if not first.is_floating_point():
+                found[name] = first.clone()
+                continue
+            own = type(method)(**{**method.values(), **settings(name)}) if settings else method
+            stacked = torch.stack([model[name].float() for model in tuned])
+            start = None if base is None else base[name].float()
+            rows = stacked.ndim < 3 and own.rows
+            if rows:
+                stacked, start = stacked.reshape(len(tuned), 1, -1), None if start is None else start.reshape(1, -1)
+            merged = own.whole(start, stacked, seed=[seed, zlib.crc32(name.encode())], seen=wide)
+            found[name] = merged.reshape(first.shape)
+    return found
+
+
+def _wide_in_memory(method: Merge, base: Mapping[str, Tensor] | None, tuned: Sequence[Mapping[str, Tensor]]) -> list[Tensor]:
+    seen: list[Tensor] = []
+    while True:
+        total: Tensor | None = None
+        for name, first in tuned[0].items():
+            if first.is_floating_point():
+                stacked = torch.stack([model[name].float() for model in tuned])
+                look = method.look(None if base is None else base[name].float(), stacked, seen)
+                if look is None:
+                    return seen
+                total = look if total is None else total + look
+        if total is None:
+            return seen
+        seen.append(total)

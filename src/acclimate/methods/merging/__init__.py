@@ -1,0 +1,1 @@
+"""Methods that combine checkpoints of one architecture."""

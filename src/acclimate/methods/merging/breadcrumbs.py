@@ -1,0 +1,61 @@
+"""Model Breadcrumbs: leaves out each tune's largest and smallest changes, tensor by tensor, and adds the rest.
+
+Davari & Belilovsky 2024, Algorithm 1, https://arxiv.org/abs/2312.06795
+Use for many tunes of one base, where outliers of one would drown the others. ``elect`` adds TIES' signs, as some tools do.
+
+>>> from torch import tensor, zeros
+>>> Breadcrumbs(keep=[0.5], outliers=[0.25], scale=1.0).whole(zeros(4), tensor([[9.0, 1.0, -3.0, 2.0]]))
+tensor([ 0.,  0., -3.,  2.])
+"""
+
+import dataclasses
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from ...errors import AcclimateError
+from ...kinds import Merge
+from ...method import Setting
+from ...parts import thresholds
+from ...parts.checkpoints import combine, per_model
+
+
+class Breadcrumbs(Merge):
+    """Mask both tails, then task arithmetic."""
+
+    keep: Annotated[list[float], Setting("share of each model's changes kept (beta - gamma of the paper), or one for all", 0, 1)] = (
+        dataclasses.field(default_factory=lambda: [0.1])
+    )
+    outliers: Annotated[list[float], Setting("share left out from the top (1 - the paper's gamma), or one for all", 0, 1)] = (
+        dataclasses.field(default_factory=lambda: [0.01])
+    )
+    scale: Annotated[float, Setting("length of the merged change (the paper's alpha)", 0)] = 0.3
+    weights: Annotated[list[float], Setting("weight of each model's change, or one for all")] = dataclasses.field(
+        default_factory=lambda: [1.0]
+    )
+    elect: Annotated[str, Setting("none: the paper's sum; sum or count: TIES' signs", choices=("none", "sum", "count"))] = "none"
+    normalize: Annotated[bool, Setting("divide by the weights that took part")] = False
+
+    def look(self, base: Tensor | None, tuned: Tensor, seen: list[Tensor]) -> Tensor | None:
+        """Counts of magnitudes."""
+        return None if base is None or min(self.keep) >= 1 else thresholds.look(tuned - base, seen, self._shares(tuned))
+
+    def merge(self, base: Tensor, tuned: Tensor, seen: list[Tensor]) -> Tensor:
+        """base [*shape], tuned [model, *shape] -> [*shape]."""
+        changes = tuned - base
+        if seen:
+            limits = thresholds.magnitudes(seen, self._shares(tuned))
+            top, least = (limits[:, i].view(-1, *[1] * base.ndim) for i in (0, 1))
+            size = changes.abs()
+            changes.mul_((size < top) & (size >= least))
+        merged = combine(changes, per_model(self.weights, tuned), elect=self.elect, mean=self.normalize)
+        return merged.mul_(self.scale).add_(base)
+
+    def _shares(self, tuned: Tensor) -> Tensor:
+        """Share of the outliers, and of all that are large enough [model, 2]."""
+        rows = torch.empty(len(tuned), 1)
+        top, keep = per_model(self.outliers, rows, "outliers"), per_model(self.keep, rows, "keep")
+        if (top + keep > 1 + 1e-6).any():
+            raise AcclimateError(f"keep = {self.keep} and outliers = {self.outliers} add up to more than 1; lower one of them")
+        return torch.cat([top, top + keep], 1)

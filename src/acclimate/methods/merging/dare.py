@@ -1,0 +1,50 @@
+"""DARE: drops changes at random and scales up the rest, so that the mean of a change stays the same.
+
+Yu et al. 2024, section 3, https://arxiv.org/abs/2311.03099
+Use before merging tunes of one base whose changes are small; where changes are large (long further pretraining) dropping most of them
+hurts. ``elect="sum"`` merges by TIES' signs afterwards, ``"none"`` by task arithmetic.
+
+>>> from torch import ones, tensor, zeros
+>>> base, tuned = zeros(10000), ones(1, 10000)
+>>> found = Dare(keep=[0.25], elect="none").whole(base, tuned)
+>>> found.unique().tolist(), abs(found.mean().item() - 1) < 0.06
+([0.0, 4.0], True)
+>>> Dare(keep=[1.0], scale=0.5).whole(zeros(2), tensor([[2.0, 1.0], [4.0, -3.0]]))
+tensor([ 1.5000, -1.5000])
+"""
+
+import dataclasses
+from typing import Annotated
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...kinds import Merge
+from ...method import Setting
+from ...parts.checkpoints import combine, per_model, uniform
+
+
+class Dare(Merge):
+    """Drop and rescale, then merge."""
+
+    keep: Annotated[list[float], Setting("probability that a change is kept (1 - the paper's p), or one for all", 0, 1)] = (
+        dataclasses.field(default_factory=lambda: [0.1])
+    )
+    scale: Annotated[float, Setting("length of the merged change", 0)] = 1.0
+    weights: Annotated[list[float], Setting("weight of each model's change, or one for all")] = dataclasses.field(
+        default_factory=lambda: [1.0]
+    )
+    elect: Annotated[str, Setting("sum or count: TIES' signs; none: plain sum", choices=("sum", "count", "none"))] = "sum"
+    normalize: Annotated[bool, Setting("divide by the weights that took part")] = True
+    rescale: Annotated[bool, Setting("divide what is kept by its probability")] = True
+
+    def merge(self, base: Tensor, tuned: Tensor, generator: np.random.Generator) -> Tensor:
+        """base [*shape], tuned [model, *shape] -> [*shape]."""
+        changes, keep = tuned - base, per_model(self.keep, tuned, "keep")
+        if min(self.keep) < 1:
+            changes.mul_(uniform(generator, changes.shape) < keep)
+            if self.rescale:
+                changes.div_(torch.where(keep > 0, keep, 1.0))
+        merged = combine(changes, per_model(self.weights, tuned), elect=self.elect, mean=self.normalize)
+        return merged.mul_(self.scale).add_(base)

@@ -1,0 +1,58 @@
+"""SCE: selects the weights on which the tunes differ most, weights the models by the energy left there, and elects signs.
+
+Wan et al. 2024 (FuseChat 3), section 3.3, https://arxiv.org/abs/2408.07990
+Use for tunes of one base of which some moved much and others little; the weights come from the changes, so nothing is to be set by hand.
+
+>>> from torch import tensor, zeros
+>>> Sce(select=0.7).whole(zeros(4), tensor([[4.0, 1.0, 1.0, 0.0], [0.0, 1.0, 3.0, 0.2]]))
+tensor([4.0000, 0.0000, 1.6923, 0.0000])
+"""
+
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from ...kinds import Merge
+from ...method import Setting
+from ...parts import thresholds
+from ...parts.checkpoints import combine
+
+
+class Sce(Merge):
+    """Select by variance, calculate weights, erase minority signs."""
+
+    select: Annotated[float, Setting("share of the weights selected, by variance between the models (the paper's tau)", 0, 1)] = 0.1
+
+    def look(self, base: Tensor | None, tuned: Tensor, seen: list[Tensor]) -> Tensor | None:
+        """Counts of variances, then the energies of the selected changes [model]."""
+        if base is None or len(seen) > 2:
+            return None
+        changes = tuned - base
+        if self.select < 1 and len(seen) < 2:
+            return thresholds.look(self._variance(changes), seen, self._shares(seen))
+        if self.select >= 1 and seen:
+            return None
+        return self._selected(changes, seen).square().flatten(1).sum(1).double()
+
+    def merge(self, base: Tensor, tuned: Tensor, seen: list[Tensor]) -> Tensor:
+        """base [*shape], tuned [model, *shape] -> [*shape]."""
+        energy = seen[-1]
+        shares = energy / energy.sum() if energy.sum() > 0 else torch.full_like(energy, 1 / len(energy))
+        changes = self._selected(tuned - base, seen)
+        return base + combine(changes, shares.float().view(-1, *[1] * base.ndim), elect="sum")
+
+    def _selected(self, changes: Tensor, seen: list[Tensor]) -> Tensor:
+        if self.select >= 1:
+            return changes
+        least = thresholds.magnitudes(seen[:2], self._shares(seen))[0, 0]
+        return changes * (self._variance(changes)[0] >= least.clamp(min=1e-38))
+
+    @staticmethod
+    def _variance(changes: Tensor) -> Tensor:
+        return changes.float().var(0, unbiased=False)[None]
+
+    def _shares(self, seen: list[Tensor]) -> Tensor:
+        """The share is of the weights on which the models differ at all."""
+        differ = 1.0 if not seen else 1 - float(seen[0][0, 0]) / float(seen[0].sum())
+        return torch.tensor([[self.select * differ]], dtype=torch.float64)

@@ -1,0 +1,56 @@
+"""TIES: trims small changes, elects one sign per weight, and averages those that agree.
+
+Yadav et al. 2023, Algorithm 1, https://arxiv.org/abs/2306.01708
+Use for three or more tunes of one base; tunes of different bases share no axes. The paper ranks the changes of a model over all its
+tensors; ``scope="tensor"`` ranks each tensor by itself, as most tools do. All that ties with the last kept change is kept.
+
+>>> from torch import tensor, zeros
+>>> Ties(keep=[1.0]).whole(zeros(3), tensor([[1.0, 3.0, 0.0], [3.0, -1.0, 0.0]]))
+tensor([2., 3., 0.])
+>>> Ties(keep=[0.5]).whole(zeros(4), tensor([[1.0, -3.0, 2.0, 0.5], [0.1, -1.0, 4.0, 3.0]]))
+tensor([ 0., -3.,  3.,  3.])
+"""
+
+import dataclasses
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from ...kinds import Merge
+from ...method import Setting
+from ...parts import thresholds
+from ...parts.checkpoints import combine, per_model
+
+
+class Ties(Merge):
+    """Trim, elect sign, disjoint mean."""
+
+    keep: Annotated[list[float], Setting("share of each model's changes kept, largest first, or one for all", 0, 1)] = dataclasses.field(
+        default_factory=lambda: [0.2]
+    )
+    scale: Annotated[float, Setting("length of the merged change (the paper's lambda)", 0)] = 1.0
+    weights: Annotated[list[float], Setting("weight of each model's change, or one for all")] = dataclasses.field(
+        default_factory=lambda: [1.0]
+    )
+    scope: Annotated[str, Setting("what changes are ranked among", choices=("model", "tensor"))] = "model"
+    sign: Annotated[str, Setting("how the sign is elected: by the sum of changes or by their number", choices=("sum", "count"))] = "sum"
+    normalize: Annotated[bool, Setting("average the changes that agree instead of adding them")] = True
+
+    def look(self, base: Tensor | None, tuned: Tensor, seen: list[Tensor]) -> Tensor | None:
+        """Counts of magnitudes."""
+        if min(self.keep) >= 1 or base is None:
+            return None
+        return thresholds.look(tuned - base, seen, self._shares(tuned))
+
+    def merge(self, base: Tensor, tuned: Tensor, seen: list[Tensor]) -> Tensor:
+        """base [*shape], tuned [model, *shape] -> [*shape]."""
+        changes = tuned - base
+        if seen:
+            least = thresholds.magnitudes(seen, self._shares(tuned)).view(-1, *[1] * base.ndim)
+            changes.mul_(changes.abs() >= least)
+        merged = combine(changes, per_model(self.weights, tuned), elect=self.sign, mean=self.normalize)
+        return merged.mul_(self.scale).add_(base)
+
+    def _shares(self, tuned: Tensor) -> Tensor:
+        return per_model(self.keep, torch.empty(len(tuned), 1), "keep")
