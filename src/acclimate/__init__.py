@@ -17,6 +17,7 @@ _VERBS = {  # name -> module that holds it, imported at first use
     "evaluate": "measure",
     "compare": "report",
     "run": "execute",
+    "merge": "merges",
     "load": "method",
     "names": "method",
     "reproduce": "experiments",

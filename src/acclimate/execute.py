@@ -1,7 +1,7 @@
 """Runs a checked recipe: opens the domains, checks for contamination, makes the steps, measures every model, writes the report."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ from .domain import Domain
 from .domain.contamination import contamination
 from .errors import AcclimateError
 from .files import atomic_file, cache_dir, digest, lock, read_json, write_json, write_text
-from .kinds import Adapter, Objective, Strategy
+from .kinds import Adapter, Merge, Objective, Strategy
 from .measure import hashes, limited, measure_all, measured_texts
 from .progress import say
 from .recipe import Recipe, Step
@@ -63,7 +63,9 @@ class Tools:
     def open(self) -> None:
         """Open everything that is given, so that what is missing is said before hours of training and not after them."""
         names = {step.name for step in self.recipe.steps}
-        for ref in dict.fromkeys([self.recipe.model, *(ref for step in self.recipe.steps for ref in (step.start, step.teacher))]):
+        for ref in dict.fromkeys(
+            [self.recipe.model, *(ref for step in self.recipe.steps for ref in (step.start, step.teacher, *step.tuned))]
+        ):
             if ref and ref not in names and ("/" in ref or ref.partition(".")[0] not in names):
                 self.model(ref)
         for name, spec in self.recipe.domains.items():
@@ -114,11 +116,17 @@ class Tools:
     def make(self, step: Step) -> None:
         """Make one step of the recipe."""
         if isinstance(step.method, Strategy):
-            roles = {role: self.clean(name) for role, name in step.on.items()}
+            roles: dict[str, Any] = {role: self.clean(name) for role, name in step.on.items()}
+            if step.tuned:
+                roles["tuned"] = [self.model(ref) for ref in step.tuned]
             made = step.method.run(_Named(self, step), start=self.model(step.start), **roles)
             for stage, model in made.items():
-                self.models[f"{step.name}.{stage}"] = model
-            self.models[step.name] = list(made.values())[-1]
+                name = f"{step.name}.{stage}"
+                self.models[name] = model if name in self.run.made else self.keep(name, model, f"{step.use.partition('.')[2]} ({stage})")
+            self.models[step.name] = self.models[name]
+        elif isinstance(step.method, Merge):
+            base = self.model(step.start) if "base" in step.method.asked() else None
+            self.models[step.name] = self.merge(step.name, step.method, [self.model(ref) for ref in step.tuned], base)
         else:
             domains = {name: (self.clean(name), float(weight)) for name, weight in step.on.items()}
             self.models[step.name] = self.train(
@@ -151,20 +159,21 @@ class Tools:
         settings: dict[str, Any] | None = None,
         *,
         adapter: Any = None,
-        teacher: str = "",
+        teacher: "str | Model | Mapping[str, Model]" = "",
         stages: list | None = None,
     ) -> "Model":
-        """Train a copy of ``start``; made once per run directory and settings."""
+        """Train a copy of ``start``; made once per run directory and settings. ``teacher`` may be one per domain."""
         from .engines import train as engine
 
         domains = {domains.name: (domains, 1.0)} if isinstance(domains, Domain) else domains
+        taught = self.model(teacher) if isinstance(teacher, str) and teacher else teacher or None
         plan = engine.Training(**{"seed": self.recipe.seed, **(settings or {})})
         watch = {n: self.domain(n) for n in (*self.recipe.evaluate["in"], *self.recipe.evaluate["out"])}
         parts = {
             "start": start.fingerprint,
             "objective": [objective.name, objective.values()],
             "adapter": adapter and [adapter.name, adapter.values()],
-            "teacher": teacher and self.model(teacher).fingerprint,
+            "teacher": _fingerprints(taught),
             "domains": {n: [d.fingerprint, w] for n, (d, w) in domains.items()},
             "training": plan.values(),
             "stages": stages,
@@ -184,7 +193,7 @@ class Tools:
                 plan,
                 work,
                 adapter=adapter,
-                teacher=self.model(teacher) if teacher else None,
+                teacher=taught,
                 watch=watch,
                 outside=set(self.recipe.evaluate["out"]),
                 stages=[(float(a), b) for a, b in stages] if stages else None,
@@ -198,6 +207,60 @@ class Tools:
         facts = self.run.made[name]
         self.costs[name], self.curves[name] = {"how": facts["how"], **facts["cost"]}, facts["curve"]
         return model
+
+    def merge(
+        self,
+        name: str,
+        method: Merge,
+        tuned: "list[Model]",
+        base: "Model | None" = None,
+        settings: Callable[[str], dict[str, Any]] | None = None,
+    ) -> "Model":
+        """Merge saved models, streamed; made once per run directory. ``settings`` gives a tensor's own settings by its name."""
+        import time
+
+        from .merges import merge
+
+        everyone = [*tuned, *([base] if base is not None else [])]
+        own = {key: settings(key) for key in everyone[0].net.state_dict()} if settings else {}
+        parts = {
+            "merge": [method.name, method.values(), own],
+            "tuned": [model.fingerprint for model in tuned],
+            "base": base and base.fingerprint,
+        }
+
+        def make(work: Path) -> tuple[Any, dict]:
+            refs = [self._saved(model, work) for model in everyone]
+            started = time.perf_counter()
+            found = merge(
+                method, refs[: len(tuned)], base=refs[-1] if base is not None else "", out=work / "merged", per_tensor=settings,
+                dtype="float32", seed=self.recipe.seed, check=False,
+            )  # fmt: skip
+            how = f"{method.name.partition('.')[2]} of {', '.join(model.name for model in tuned)}"
+            cost = {"seconds": round(time.perf_counter() - started, 2), "total_parameters": found["weights"]}
+            return work / "merged", {"how": how, "cost": cost, "curve": [], "stopped": ""}
+
+        model = self.run.step(name, parts, make)
+        facts = self.run.made[name]
+        self.costs[name], self.curves[name] = {"how": facts["how"], **facts["cost"]}, []
+        return model
+
+    def _saved(self, model: "Model", work: Path) -> str:
+        """Where a model's weights are on disk; one that is in memory alone is saved first."""
+        from .engines.checkpoint import Checkpoint
+        from .model import embedded
+
+        if model.adapted or (
+            (model.source in embedded() or Path(model.source).is_dir()) and Checkpoint.open(model.source).holds(model.net.state_dict())
+        ):
+            return model.source
+        return str(model.save(work / "inputs" / model.fingerprint))
+
+    def keep(self, name: str, model: "Model", how: str) -> "Model":
+        """A model that a strategy made by itself, saved in the run directory like one that was trained."""
+        kept = self.run.step(name, {"kept": model.fingerprint}, lambda work: (model, {"how": how, "cost": {}, "curve": [], "stopped": ""}))
+        self.costs[name], self.curves[name] = {"how": how}, []
+        return kept
 
     def clean(self, name: str) -> Domain:
         """A domain whose training split shares no long span with any text or task it will be measured on (checked once)."""
@@ -269,6 +332,12 @@ class Tools:
         return found
 
 
+def _fingerprints(taught: "Model | Mapping[str, Model] | None") -> Any:
+    if isinstance(taught, Mapping):
+        return {key: each.fingerprint for key, each in taught.items()}
+    return taught and taught.fingerprint
+
+
 def _recalled(name: str, texts: list[str], source: str) -> Domain:
     """Independent samples of a model's own text, 70 % to replay, 15 % to watch, 15 % to measure on, in the order they were written."""
     import datasets
@@ -300,8 +369,37 @@ class _Named:
 
     def train(self, name: str, start: "Model", objective: Objective, domains: Any, **settings: Any) -> "Model":
         """Train and name the product ``<step>.<name>``; the recipe's train: settings win over the strategy's."""
-        adapter = settings.pop("adapter", None)
-        return self.tools.train(f"{self.step.name}.{name}", start, objective, domains, {**settings, **self.step.train}, adapter=adapter)
+        given = {key: settings.pop(key) for key in ("adapter", "teacher", "stages") if settings.get(key) is not None}
+        return self.tools.train(f"{self.step.name}.{name}", start, objective, domains, {**settings, **self.step.train}, **given)
+
+    def merge(self, name: str, method: Merge, tuned: "list[Model]", base: "Model | None" = None, settings: Any = None) -> "Model":
+        """Merge and name the product ``<step>.<name>``; ``settings`` gives a tensor's own settings by its name."""
+        return self.tools.merge(f"{self.step.name}.{name}", method, tuned, base, settings)
+
+    def keep(self, name: str, model: "Model", how: str = "") -> "Model":
+        """Save a model that was made by hand as the product ``<step>.<name>``."""
+        return self.tools.keep(f"{self.step.name}.{name}", model, how or f"{self.step.use.partition('.')[2]} ({name})")
+
+    def bits(self, model: "Model", domain: Domain, split: str = "validation", most: int = 60_000) -> float:
+        """Bits per byte of a model on the first ``most`` bytes of a split."""
+        from .engines.score import bits_per_byte
+
+        return float(bits_per_byte(model, limited(domain, split, most)).value)
+
+    def search(self, name: str, fitness: Callable, start: "np.ndarray", **settings: Any) -> Any:
+        """CMA-ES (engines.search) with its log of trials in the run directory, so that a killed search goes on."""
+        from .engines.search import search
+
+        return search(fitness, start, seed=self.seed, log=self._log(name), **settings)
+
+    def pareto(self, name: str, fitness: Callable, start: "np.ndarray", **settings: Any) -> Any:
+        """The same for several metrics at once (engines.pareto)."""
+        from .engines.pareto import pareto
+
+        return pareto(fitness, start, seed=self.seed, log=self._log(name), **settings)
+
+    def _log(self, name: str) -> Path:
+        return self.tools.run.folder / "searches" / f"{self.step.name}.{name}.jsonl"
 
     @property
     def seed(self) -> int:

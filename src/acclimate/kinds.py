@@ -86,16 +86,14 @@ class Merge(Method):
     takes: ClassVar[tuple[int, int]] = (1, 1000)
 
     @abstractmethod
-    def merge(self, **words: "Tensor") -> "Tensor":
+    def merge(self, *args: Any, **words: Any) -> "Tensor":
         """tuned [model, *shape] and what else is asked for -> merged [*shape]."""
 
     def look(self, base: "Tensor | None", tuned: "Tensor", seen: "list[Tensor]") -> "Tensor | None":
         """What the next look at a chunk finds, given the sums of the earlier looks; None when nothing more has to be seen."""
         return None
 
-    def whole(
-        self, base: "Tensor | None", tuned: "Tensor", seed: "int | list[int]" = 0, seen: "list[Tensor] | None" = None
-    ) -> "Tensor":
+    def whole(self, base: "Tensor | None", tuned: "Tensor", seed: "int | list[int]" = 0, seen: "list[Tensor] | None" = None) -> "Tensor":
         """Merge one tensor that is in memory: base [*shape] or None, tuned [model, *shape] -> merged [*shape].
 
         ``seen`` gives the looks where they were taken over more than this tensor.

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import importlib
 import os
 import platform
 import warnings
@@ -307,6 +308,7 @@ def _load_whole(where: str, kind: str | None, new_head: bool, dtype: torch.dtype
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoTokenizer
 
+    _register(Path(where) / "config.json")
     with quiet():
         try:
             config = AutoConfig.from_pretrained(where)
@@ -342,6 +344,13 @@ def _load_whole(where: str, kind: str | None, new_head: bool, dtype: torch.dtype
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return net, tokenizer, kind
+
+
+def _register(path: Path) -> None:
+    """Architectures of our own are known to transformers once their module is imported; its name is in the model's type."""
+    own = str(read_json(path).get("model_type", "")) if path.is_file() else ""
+    if own.startswith("acclimate_"):
+        importlib.import_module(f".models.{own.removeprefix('acclimate_')}", __package__)
 
 
 def kind_of(config: Any) -> str:

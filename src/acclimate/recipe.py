@@ -9,6 +9,7 @@ steps:
   - {as: full,   use: objectives.causal_lm, on: numpy, train: {steps: 60}}
   - {as: replay, use: objectives.causal_lm, on: {numpy: 0.75, recall: 0.25}, train: {steps: 60}}
   - {as: lora,   use: objectives.causal_lm, on: numpy, adapter: {use: adapters.lora, with: {r: 16}}}
+  - {as: merged, use: merging.ties, from: [full, replay]}        # base: the recipe's model if not named
 evaluate: {in: [numpy], out: [recall]}
 """
 
@@ -19,12 +20,12 @@ from typing import Any
 
 from .errors import AcclimateError, nearest
 from .files import read_yaml, yaml_text
-from .kinds import Adapter, Objective, Strategy
+from .kinds import Adapter, Merge, Objective, Strategy
 from .method import Method, find
 
 KEYS = ("title", "seed", "model", "domains", "steps", "evaluate", "contamination")
-STEP = ("as", "use", "from", "on", "with", "train", "adapter", "teacher", "stages", "new_head")
-EXAMPLES = {"objectives": "causal_lm", "adapters": "lora"}
+STEP = ("as", "use", "from", "base", "on", "with", "train", "adapter", "teacher", "stages", "new_head")
+EXAMPLES = {"objectives": "causal_lm", "adapters": "lora", "merging": "ties"}
 EVALUATE = ("in", "out", "models", "split", "bytes", "samples", "sample_tokens")
 
 
@@ -36,13 +37,14 @@ class Step:
     use: str
     start: str
     on: dict[str, Any]
-    method: Any  # an Objective or a Strategy
+    method: Any  # an Objective, a Strategy or a Merge
     train: dict[str, Any] = field(default_factory=dict)
     adapter: Any = None
     adapter_spec: dict[str, Any] | None = None
     teacher: str = ""
     stages: list | None = None
     new_head: bool = False
+    tuned: list[str] = field(default_factory=list)  # the models to merge
 
 
 @dataclass
@@ -116,11 +118,13 @@ class Recipe:
             spec: dict[str, Any] = {
                 "as": step.name,
                 "use": step.use,
-                "from": step.start,
+                **({"from": step.tuned, "base": step.start} if step.tuned else {"from": step.start}),
                 "on": step.on,
                 "with": step.method.values(),
             }
-            if not isinstance(step.method, Strategy):
+            if isinstance(step.method, Merge):
+                del spec["on"]
+            elif not isinstance(step.method, Strategy):
                 spec["train"] = training(step, self.seed).values()
             elif step.train:
                 spec["train"] = step.train
@@ -152,7 +156,10 @@ def _step(where: str, name: str, step: Any, model: str, domains: dict) -> Step:
     _keys(where, step, STEP)
     if not re.fullmatch(r"\w[\w -]*", name):
         raise AcclimateError(f"{where}: a step's name is the name of its folder: letters, digits, _, - and spaces only")
-    method = _method(where, step, (Objective, Strategy))
+    method = _method(where, step, (Objective, Strategy, Merge))
+    merged = isinstance(method, Merge)
+    tuned = _list(f"{where}, from", step.get("from")) if merged or isinstance(step.get("from"), list) else []
+    _check_merge(where, step, method, tuned)
     spec = step.get("adapter")
     spec = {"use": spec} if isinstance(spec, str) else spec
     if spec:
@@ -167,13 +174,13 @@ def _step(where: str, name: str, step: Any, model: str, domains: dict) -> Step:
         _known(where, value if roles else key, domains, "domain")
         if not roles and (not _number(value) or value < 0):
             raise AcclimateError(f"{where}: the weight of domain {key!r} is {value!r}, but must be a number of 0 or more")
-    if not on:
+    if not on and not tuned:
         raise AcclimateError(f"{where}: on: is missing; name the domain to learn on")
     _check_stages(where, step.get("stages"), on)
     made = Step(
         name,
         step["use"],
-        str(step.get("from") or model),
+        str((step.get("base") if tuned else step.get("from")) or model),
         on,
         method,
         dict(_mapping(f"{where}, train", step.get("train"))),
@@ -182,13 +189,34 @@ def _step(where: str, name: str, step: Any, model: str, domains: dict) -> Step:
         str(step.get("teacher") or ""),
         step.get("stages"),
         bool(step.get("new_head")),
+        tuned,
     )
-    if not roles:
+    if not roles and not merged:
         try:
             training(made, 0)
         except AcclimateError as error:
             raise AcclimateError(f"{where}, train: {error}") from error
     return made
+
+
+def _check_merge(where: str, step: dict[str, Any], method: Any, tuned: list[str]) -> None:
+    """A merge has models and no domains; only what merges takes a list of models."""
+    if isinstance(method, Merge):
+        if not tuned:
+            raise AcclimateError(f"{where}: {method.name} merges models; list them with from: [a, b]")
+        for key in ("on", "train", "adapter", "teacher", "stages", "new_head"):
+            if step.get(key):
+                raise AcclimateError(f"{where}: {key}: has no meaning for {method.name}, which trains nothing; leave it out")
+        from .merges import checked
+
+        try:
+            checked(method, len(tuned), True)
+        except AcclimateError as error:
+            raise AcclimateError(f"{where}: {error}") from error
+    elif tuned and not (isinstance(method, Strategy) and "tuned" in method.needs() + method.wishes()):
+        raise AcclimateError(f"{where}: from: is one model for {method.name}, not a list")
+    elif step.get("base") and not tuned:
+        raise AcclimateError(f"{where}: base: belongs to a list of models in from: [a, b]; name the one start model with from:")
 
 
 def _method(where: str, spec: dict[str, Any], kinds: tuple[type[Method], ...]) -> Any:
@@ -295,7 +323,7 @@ def _order(where: str, steps: list[Step]) -> list[Step]:
         if state.get(step.name) == 1:
             raise AcclimateError(f"{where}: steps go round in a circle: {' -> '.join([*trail[trail.index(step.name) :], step.name])}")
         state[step.name] = 1
-        for ref in (step.start, step.teacher):
+        for ref in (step.start, step.teacher, *step.tuned):
             before = by_name.get(ref) or by_name.get(ref.partition(".")[0] if "/" not in ref else "")
             if before is not None:
                 visit(before, [*trail, step.name])

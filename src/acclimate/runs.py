@@ -31,7 +31,7 @@ class Run:
     def step(self, name: str, parts: Any, make: Callable[[Path], tuple[Any, dict]]) -> Any:
         """The model of step ``name``: loaded if a step with the same ``parts`` is there, else made, saved and checked.
 
-        ``make(work)`` gets a folder for checkpoints and returns (Model, facts for step.json).
+        ``make(work)`` gets a folder for checkpoints and returns (Model, facts for step.json), or (folder of a saved model, facts).
         """
         from . import __version__
         from .model import Model
@@ -50,8 +50,13 @@ class Run:
             write_json(folder / "began.json", {"key": key, "parts": parts})
             say(f"{name}: working in {folder}")
             model, facts = make(folder / "work")
+            if isinstance(model, Path):
+                shutil.rmtree(folder / "model", ignore_errors=True)
+                model.replace(folder / "model")
+                model = Model.load(str(folder / "model"))
+            else:
+                model.save(folder / "model")
             model.name = name
-            model.save(folder / "model")
             facts = {"key": key, **facts}
             write_json(folder / "step.json", facts)
             _tidy(folder / "work")

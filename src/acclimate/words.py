@@ -20,6 +20,14 @@ WORDS: dict[str, str] = {
     # a teacher's view, stored sparsely
     "teacher_ids": "ids of the teacher's K likeliest tokens [batch, token, K]; needs a teacher",
     "teacher_logprobs": "the teacher's log-probabilities of those tokens at temperature 1 [batch, token, K]",
+    # the learner itself
+    "trainable": "the weights that learn, by name: {name: tensor}",
+    "angles": "angle between the changes that two models made to a column of a weight, by the trainable's name: {name: [pair, column]}",
+    # checkpoints, a tensor or a chunk of it at a time, in fp32
+    "base": "the weights that all tuned models started from [*shape]",
+    "tuned": "the weights of each model [model, *shape]",
+    "seen": "what look found, added up over the chunks of the tensor: one tensor per look",
+    "generator": "numpy random generator of this chunk",
     # embeddings
     "anchors": "embeddings of the first texts [row, width]; needs pairs of texts",
     "positives": "embeddings of the texts that belong to them, row by row [row, width]",

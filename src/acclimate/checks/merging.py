@@ -87,15 +87,15 @@ def chunks(cls: type[Merge]) -> None:
     base, tuned = _given(method, torch.float32)
     seen: list[Tensor] = []
     cuts = [slice(0, 2), slice(2, None)]
-    parts = [(None if base is None else base[cut], tuned[:, cut]) for cut in cuts]
+    parts = [(base[cut], tuned[:, cut]) for cut in cuts]
     while (found := [method.look(*part, seen) for part in parts])[0] is not None:
-        seen.append(sum(found[1:], found[0]))  # type: ignore[arg-type]
+        seen.append(torch.stack([part for part in found if part is not None]).sum(0))
     import numpy as np
 
     asked = (*cls.needs(), *cls.wishes())
     merged = []
     for part_base, part in parts:
-        given = {"base": part_base, "tuned": part, "seen": seen, "generator": np.random.default_rng(0)}
+        given: dict[str, Any] = {"base": part_base, "tuned": part, "seen": seen, "generator": np.random.default_rng(0)}
         merged.append(method.merge(**{word: given[word] for word in asked}))
     whole = method.whole(base, tuned)
     expect(torch.allclose(torch.cat(merged), whole, atol=1e-6), "two chunks do not give what the whole tensor gives")
@@ -115,7 +115,7 @@ def _full(cls: type[Merge], **more: Any) -> Any:
     return cls(**{key: value for key, value in {**FULL, **more}.items() if key in cls.settings()})
 
 
-def _given(method: Any, dtype: torch.dtype, shape: tuple[int, ...] = SHAPE) -> tuple[Tensor | None, Tensor]:
+def _given(method: Any, dtype: torch.dtype, shape: tuple[int, ...] = SHAPE) -> tuple[Tensor, Tensor]:
     """Base and tuned models, small changes around the base, the same at every call."""
     generator = torch.Generator().manual_seed(0)
     base = torch.randn(shape, generator=generator)

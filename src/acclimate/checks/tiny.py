@@ -10,7 +10,7 @@ ROWS, LENGTH, VOCABULARY, TOP, WIDTH = 5, 7, 11, 4, 8
 
 
 def words(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """Every word an objective may ask for (words.py) but ``items``, for 5 rows of 7 tokens; some labels ask for nothing.
+    """Every word an objective may ask for (words.py) but ``items`` and what is about the learner; some labels ask for nothing.
 
     >>> words()["logits"].shape, int((words()["labels"] != -100).sum())
     (torch.Size([5, 7, 11]), 23)

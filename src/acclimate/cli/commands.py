@@ -168,6 +168,48 @@ def run(
 
 
 @app.command()
+def merge(
+    models: Annotated[list[str] | None, typer.Argument(help="models or peft adapters to merge; or one mergekit YAML file")] = None,
+    method: Annotated[str, typer.Option(help="a method of the merging room: linear, slerp, ties, dare, della ...")] = "linear",
+    base: Annotated[str, typer.Option(help="what the models were tuned from, for methods that work on changes")] = "",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="any setting of the method as name=value, repeated; one per model: keep=0.2,0.5")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16; default: as the base or the first model")] = "",
+    tokenizer: Annotated[str, typer.Option(help="base or union, where the models' tokenizers differ")] = "",
+    seed: Annotated[int, typer.Option(help="seed of random methods")] = 0,
+    workers: Annotated[int, typer.Option(help="threads; 0 = one a core")] = 0,
+    shard: Annotated[float, typer.Option(help="largest output file in GB")] = 5.0,
+    check: Annotated[bool, typer.Option(help="hash the parents, load the merged model and run a probe through it")] = True,
+    resume: Annotated[bool, typer.Option(help="go on with a merge of the same inputs that was killed")] = True,
+    out: Annotated[Path | None, typer.Option("--out", help="folder of the merged model")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be merged and in how much memory, and write nothing")] = False,
+    as_json: Json = False,
+) -> None:
+    """Merge models of one architecture, streamed: merge A B --method ties --base C --out D, or merge CONFIG.yaml --out D."""
+    from ..merges import merge as run_merge
+
+    given = list(models or [])
+    files = [model for model in given if model.endswith((".yaml", ".yml"))]
+    if not given or (files and len(given) > 1):
+        raise AcclimateError("name the models to merge, or one mergekit YAML file")
+    if files and (settings or base or method != "linear"):
+        raise AcclimateError("a mergekit YAML names its method, base and parameters itself; leave out --method, --base and --set")
+    found = run_merge(
+        files[0] if files else method, [] if files else given, base=base, out=out, settings=dict(_pairs(settings, "--set")), dtype=dtype,
+        tokenizer=tokenizer, seed=seed, workers=workers, shard=int(shard * 1e9), check=check, resume=resume, dry_run=dry_run,
+    )  # fmt: skip
+    if as_json:
+        _emit(found)
+    elif dry_run:
+        for key, value in found.items():
+            typer.echo(f"{key:20} {value}")
+    else:
+        typer.echo(f"{found['weights']:,} weights, {found['changed']:.1%} changed; per tensor: {Path(found['folder']) / 'merge.json'}")
+        typer.echo(f"model: {found['folder']}")
+
+
+@app.command()
 def plan(
     recipe: Annotated[str, typer.Argument(help="a recipe file, or the name of one of the package's own")], as_json: Json = False
 ) -> None:

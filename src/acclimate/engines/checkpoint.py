@@ -7,6 +7,7 @@ there, so that a merge holds a few chunks whatever the size of the model.
 import json
 import os
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -115,6 +116,13 @@ class Checkpoint:
         if slot.size:
             self.read(slot, 0, slot.size, Buffer(), out)
         return out.view(slot.shape)
+
+    def holds(self, state: Mapping[str, Tensor]) -> bool:
+        """Whether these very weights are what is stored, compared a tensor at a time."""
+        stored = {name: self.slot(name) for name in state}
+        if any(slot is None or slot.shape != tuple(state[name].shape) for name, slot in stored.items()):
+            return False
+        return all(torch.equal(self.tensor(name).to(weight.dtype), weight.detach().cpu()) for name, weight in state.items())
 
     def _open(self, path: Path) -> int:
         if path not in self._files:

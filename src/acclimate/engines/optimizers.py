@@ -1,4 +1,4 @@
-"""Muon for the weight matrices and AdamW for all else, as one optimizer.
+"""Optimizers that torch lacks: Muon for the weight matrices with AdamW for all else, and AdamW on the strongest entries alone (MoFO).
 
 Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) steps along the orthogonalised momentum of a matrix.
 Its steps are scaled to AdamW's size (Liu et al. 2025, equation 4, https://arxiv.org/abs/2502.16982), so that one rate serves both.
@@ -69,3 +69,37 @@ def muon_adamw(net: nn.Module, *, lr: float, weight_decay: float, betas: tuple[f
     if groups:
         parts.append(torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=fused))
     return MuonAdamW(parts)
+
+
+class MoFO(torch.optim.AdamW):
+    """AdamW that moves, of each tensor, only the share ``alpha`` of entries whose momentum is largest; the others stay as they are.
+
+    Chen et al. 2024, Algorithm 1, https://arxiv.org/abs/2407.20999 . At least one entry moves. What stays is not decayed either.
+    """
+
+    def __init__(self, groups: Any, *, alpha: float, **options: Any):
+        super().__init__(groups, **options)
+        self.alpha = alpha
+
+    @torch.no_grad()
+    def step(self, closure: Callable | None = None) -> Any:
+        """One step on the chosen entries."""
+        moving = [weight for group in self.param_groups for weight in group["params"] if weight.grad is not None]
+        before = [weight.clone(memory_format=torch.contiguous_format) for weight in moving]
+        loss = super().step(closure)
+        for weight, old in zip(moving, before, strict=True):
+            strength = self.state[weight]["exp_avg"].abs().flatten()
+            chosen = strength.topk(max(1, round(self.alpha * strength.numel())), sorted=False).indices
+            old.view(-1)[chosen] = weight.flatten()[chosen]
+            weight.copy_(old)
+        return loss
+
+
+def mofo_adamw(net: nn.Module, *, alpha: float, weight_decay: float, **options: Any) -> MoFO:
+    """MoFO on everything that learns; norms and biases without decay."""
+    learning = [weight for weight in net.parameters() if weight.requires_grad]
+    groups = [
+        {"params": [w for w in learning if w.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [w for w in learning if w.ndim < 2], "weight_decay": 0.0},
+    ]
+    return MoFO([group for group in groups if group["params"]], alpha=alpha, **options)

@@ -1,6 +1,6 @@
 """The settings of a training run: how long, how fast and with what care."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from ..method import Setting, Settings
 
@@ -21,8 +21,12 @@ class Training(Settings):
     schedule: Annotated[str, Setting("course of the rate after the warm-up", choices=("cosine", "linear", "constant"))] = "cosine"
     optimizer: Annotated[
         str,
-        Setting("adamw, or muon for matrices (adamw for the rest): fewer steps to learn much", choices=("adamw", "muon")),
+        Setting(
+            "adamw; muon for matrices (adamw for the rest): fewer steps to learn much; or mofo: adamw on the strongest entries alone",
+            choices=("adamw", "muon", "mofo"),
+        ),
     ] = "adamw"
+    mofo_alpha: Annotated[float, Setting("share of each tensor's entries that a step of mofo moves", 0, 1)] = 0.3
     weight_decay: Annotated[float, Setting("decoupled weight decay", 0)] = 0.01
     beta1: Annotated[float, Setting("AdamW's decay of the first moment", 0, 1)] = 0.9
     beta2: Annotated[float, Setting("AdamW's decay of the second moment", 0, 1)] = 0.98
@@ -42,3 +46,10 @@ class Training(Settings):
     gradient_checkpointing: Annotated[bool, Setting("recompute activations in the backward pass: less memory, a third more time")] = False
     compile: Annotated[bool, Setting("compile the network first: about a minute, then 1.1 to 1.3 times faster; for long runs")] = False
     seed: Annotated[int, Setting("seed of order, mixture, masks and dropout", 0)] = 0
+
+    def values(self) -> dict[str, Any]:
+        """The settings as plain data; ``mofo_alpha`` only where it has a say, so that it is no part of other runs' identity."""
+        found = super().values()
+        if self.optimizer != "mofo":
+            del found["mofo_alpha"]
+        return found

@@ -23,14 +23,13 @@ import torch
 from torch import Tensor
 
 from ..errors import AcclimateError
-from ..files import atomic_file
 from ..kinds import Merge
 from ..progress import bar
-from .checkpoint import CODES, Buffer, Checkpoint, Slot
+from .checkpoint import Buffer, Checkpoint, Slot
+from .layout import JOURNAL, Layout, journal, prepare
 
 CHUNK = 1 << 18  # entries; fixed, because the random draws of a chunk belong to it
 SHARD = 5_000_000_000  # bytes of one output file
-JOURNAL = "journal.jsonl"
 TEMPORARIES = 8  # fp32 chunks per model that a method may hold at once, for the forecast
 
 
@@ -111,15 +110,15 @@ def merge(
     """
     workers = workers or os.cpu_count() or 1
     folder.mkdir(parents=True, exist_ok=True)
-    done = _journal(folder, key)
-    layout = _prepare(works, folder, shard, fresh=not done)
+    done = journal(folder, key)
+    layout = prepare(works, folder, shard, fresh=not done)
     todo = [work for work in works if work.name not in done]
     facts = dict(done)
     lock = threading.Lock()
     with (
         _one_thread_each(),
         ThreadPoolExecutor(workers) as pool,
-        open(folder / JOURNAL, "a", encoding="utf-8") as journal,
+        open(folder / JOURNAL, "a", encoding="utf-8") as log,
         bar(what=f"{what} to {folder.parent}", total=sum(work.size * work.dtype.itemsize for work in works), unit="B") as shown,
     ):
         engine = _Engine(layout, seed)
@@ -128,8 +127,8 @@ def merge(
         def finish(work: Work, found: dict[str, Any]) -> None:
             with lock:
                 facts[work.name] = found
-                journal.write(json.dumps({"name": work.name, "facts": found}) + "\n")
-                journal.flush()
+                log.write(json.dumps({"name": work.name, "facts": found}) + "\n")
+                log.flush()
                 shown.update(work.size * work.dtype.itemsize)
 
         try:
@@ -142,7 +141,7 @@ def merge(
 class _Engine:
     """Runs the works: large tensors with all workers together, then small ones side by side."""
 
-    def __init__(self, layout: "_Layout", seed: int):
+    def __init__(self, layout: "Layout", seed: int):
         self.layout, self.seed = layout, seed
         self.local = threading.local()
 
@@ -186,7 +185,7 @@ class _Engine:
             while (total := self._look(spans, run, seen)) is not None:
                 seen.append(total)
         sums = Sums(parts=np.zeros(len(work.parts)), dots=np.zeros(len(work.parts)))
-        for found in run(lambda at: self.chunk(*at, seen), spans):
+        for found in run(lambda at: self.chunk(at[0], at[1], seen), spans):
             sums = sums + found
         return _facts(work, sums)
 
@@ -229,19 +228,18 @@ class _Engine:
         squares = _squares(every)
         if not all(np.isfinite(squares)):
             _refuse(work, every, first)
-        given = {"base": base, "tuned": tuned, "seen": seen}
+        given: dict[str, Any] = {"base": base, "tuned": tuned, "seen": seen}
         if "generator" in work.method.needs():
             given["generator"] = np.random.Generator(np.random.SFC64([self.seed, zlib.crc32(work.name.encode()), first // CHUNK]))
-        merged = work.method.merge(**{word: given[word] for word in work.method.asked()}).reshape(-1)  # type: ignore[arg-type]
+        merged = work.method.merge(**{word: given[word] for word in work.method.asked()}).reshape(-1)
         stored = merged.to(work.dtype)
         self.layout.write(work.name, first, stored)
-        shown = stored.to(torch.float32)
         reference = every[-1] if work.base is not None else every[0]
         return Sums(
-            float(torch.dot(shown, shown)),
+            float(torch.dot(merged, merged)),
             squares,
-            np.array([float(torch.dot(shown, row)) for row in every]),
-            int(torch.count_nonzero(shown != reference.to(work.dtype))),
+            np.array([float(torch.dot(merged, row)) for row in every]),
+            int(np.count_nonzero(_bits(stored) != _bits(reference.to(work.dtype)))),
         )
 
     def _copy(self, work: Work, span: tuple[int, int]) -> Sums:
@@ -277,6 +275,11 @@ class _Store:
         if self.held.numel() < parts * size:
             self.held = torch.empty(parts * size)
         return self.held[: parts * size].view(parts, size)
+
+
+def _bits(values: Tensor) -> np.ndarray:
+    """The values as whole numbers of their width: numpy compares these fast."""
+    return values.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.dtype.itemsize]).numpy()
 
 
 def _squares(block: Tensor) -> np.ndarray:
@@ -320,87 +323,6 @@ def _facts(work: Work, sums: Sums) -> dict[str, Any]:
 
 def _key(method: Merge | None) -> str:
     return "" if method is None else f"{method.name} {json.dumps(method.values(), sort_keys=True)}"
-
-
-class _Layout:
-    """The output files: where each tensor's bytes go."""
-
-    def __init__(self) -> None:
-        self.places: dict[str, tuple[int, int, int]] = {}  # name -> handle, first byte, bytes of an entry
-        self.handles: list[int] = []
-
-    def write(self, name: str, first: int, values: Tensor) -> None:
-        """Entries of a tensor, from ``first`` on."""
-        handle, start, each = self.places[name]
-        view = memoryview(values.contiguous().view(torch.uint8).numpy())
-        offset, done = start + first * each, 0
-        while done < len(view):
-            done += os.pwrite(handle, view[done:], offset + done)
-
-    def close(self) -> None:
-        """Give the files back."""
-        for handle in self.handles:
-            os.close(handle)
-
-
-def _prepare(works: Sequence[Work], folder: Path, shard: int, *, fresh: bool) -> _Layout:
-    """Files with their headers and all their room, and the index where there are several."""
-    groups: list[list[Work]] = [[]]
-    filled = 0
-    for work in works:
-        size = work.size * work.dtype.itemsize
-        if filled + size > shard and groups[-1]:
-            groups.append([])
-            filled = 0
-        groups[-1].append(work)
-        filled += size
-    names = (
-        ["model.safetensors"]
-        if len(groups) == 1
-        else [f"model-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)]
-    )
-    layout, weight_map, total = _Layout(), {}, 0
-    for name, group in zip(names, groups, strict=True):
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        offset = 0
-        for work in group:
-            end = offset + work.size * work.dtype.itemsize
-            header[work.name] = {"dtype": CODES[work.dtype], "shape": list(work.shape), "data_offsets": [offset, end]}
-            weight_map[work.name], offset = name, end
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)
-        handle = os.open(folder / name, os.O_RDWR | os.O_CREAT | (os.O_TRUNC if fresh else 0), 0o644)
-        layout.handles.append(handle)
-        if fresh:
-            if 8 + len(text) + offset:
-                os.posix_fallocate(handle, 0, 8 + len(text) + offset)
-            os.pwrite(handle, len(text).to_bytes(8, "little") + text, 0)
-        for work in group:
-            layout.places[work.name] = (handle, 8 + len(text) + header[work.name]["data_offsets"][0], work.dtype.itemsize)
-        total += offset
-    if len(groups) > 1:
-        with atomic_file(folder / "model.safetensors.index.json") as path:
-            path.write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2))
-    return layout
-
-
-def _journal(folder: Path, key: str) -> dict[str, dict[str, Any]]:
-    """Tensors that an earlier, killed merge of the same key has finished; a new journal where there is none, or another's."""
-    path = folder / JOURNAL
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    if lines and lines[0] == json.dumps({"key": key}):
-        done = {}
-        for line in lines[1:]:
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue  # the line that the kill cut short
-            done[row["name"]] = row["facts"]
-        if done and (not lines[-1].endswith("}")):
-            path.write_text("".join(f"{line}\n" for line in [lines[0], *(json.dumps({"name": n, "facts": f}) for n, f in done.items())]))
-        return done
-    path.write_text(json.dumps({"key": key}) + "\n", encoding="utf-8")
-    return {}
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from ..kinds import Adapter, Objective
 from ..model import Model, quiet
 from . import words
 from .forward import autocast, packs
-from .optimizers import muon_adamw
+from .optimizers import mofo_adamw, muon_adamw
 from .rows import Mixture, PairRows, PreferenceRows, Seq2SeqRows, Source, TokenRows
 from .settings import Training
 from .watch import Watcher
@@ -49,7 +49,7 @@ def train(
     folder: str | Path,
     *,
     adapter: Adapter | None = None,
-    teacher: Model | None = None,
+    teacher: Model | Mapping[str, Model] | None = None,
     watch: Mapping[str, Domain] | None = None,
     outside: frozenset[str] | set[str] = frozenset(),
     stages: list[tuple[float, dict[str, float]]] | None = None,
@@ -62,7 +62,7 @@ def train(
         domains: one domain, or name -> (domain, weight) for a mixture (replay).
         folder: where checkpoints and metrics.jsonl go; a second process in it is refused, a killed run in it goes on.
         adapter: trains a peft adapter on the frozen model.
-        teacher: needed by objectives that ask for teacher words.
+        teacher: needed by objectives that ask for teacher words: one for all rows, or {domain: the one that teaches its rows}.
         watch: domains whose held-out bits per byte are followed during training.
         outside: the watched names to which ``max_forgetting`` applies.
         stages: (end of the stage as a share of the run, {name: weight}) instead of constant weights.
@@ -77,6 +77,7 @@ def train(
         domains = {domains.name: (domains, 1.0)}
     asked = {*objective.needs(), *objective.wishes()}
     words.check(objective, teacher is not None)
+    teachers = words.teachers(teacher, domains)
     identity = model.fingerprint
     learner = model.copy(name, share=adapter is not None or in_place)
     device = learner.device
@@ -96,7 +97,7 @@ def train(
     steps = training.steps or max(1, math.ceil(training.epochs * first.size / rows))
     mixture = Mixture(sources, stages or [(1.0, {key: weight for key, (_, weight) in domains.items()})], steps * rows, training.seed)
     supply = words.Supply(
-        learner, objective, sources, asked, base=model, teacher=teacher, top_k=training.teacher_k, precision=training.precision
+        learner, objective, sources, asked, base=model, teachers=teachers, top_k=training.teacher_k, precision=training.precision
     )
     plan = {
         "model": identity,
@@ -107,6 +108,8 @@ def train(
         "training": {k: v for k, v in training.values().items() if k not in ("micro_rows", "checkpoint_every")},
         "steps": steps,
     }
+    if supply.taught is not None:
+        plan["teachers"] = {key: each.fingerprint for key, each in teachers.items()}
     with lock(folder):
         watcher = Watcher(learner, dict(watch or {}), set(outside), training, steps, folder)
         trainer = _trainer(learner, mixture, supply, training, rows, steps, folder, [watcher])
@@ -127,7 +130,7 @@ def train(
         "seconds": round(seconds, 2),
         "steps": done,
         "tokens_per_second": round(tokens / max(seconds, 1e-9), 1),
-        "flops": float((4 if adapter else 6) * model.parameters() * tokens),
+        "flops": float((4 if adapter else 6) * (getattr(learner.net, "active_parameters", 0) or model.parameters()) * tokens),
         "peak_memory_bytes": peak_memory(device),
         "trained_parameters": learner.parameters(trainable=True),
         "total_parameters": learner.parameters(),
@@ -290,12 +293,15 @@ def _trainer(
         torch_compile=training.compile,
         dataloader_pin_memory=learner.device.type == "cuda",
     )
-    optimizer = None
+    optimizer: Any = None  # Trainer's own AdamW
+    common: dict[str, Any] = {
+        "lr": training.lr, "weight_decay": training.weight_decay, "betas": (training.beta1, training.beta2), "eps": training.eps,
+        "fused": fused(learner),
+    }  # fmt: skip
     if training.optimizer == "muon":
-        optimizer = muon_adamw(
-            learner.net, lr=training.lr, weight_decay=training.weight_decay, betas=(training.beta1, training.beta2), eps=training.eps,
-            fused=fused(learner),
-        )  # fmt: skip
+        optimizer = muon_adamw(learner.net, **common)
+    elif training.optimizer == "mofo":
+        optimizer = mofo_adamw(learner.net, alpha=training.mofo_alpha, **common)
     trainer = _Trainer(
         supply,
         training.clip,

@@ -4,7 +4,7 @@ Reference log-probabilities and a teacher's top tokens are computed once before 
 model that gave them, so neither model has to stay in memory.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -23,6 +23,19 @@ from .rows import PreferenceRows, Source, TokenRows
 
 REFERENCE = {"ref_chosen_logps", "ref_rejected_logps"}
 TEACHER = {"teacher_ids", "teacher_logprobs"}
+
+
+def teachers(teacher: Model | Mapping[str, Model] | None, domains: Collection[str]) -> dict[str, Model]:
+    """The teacher of each domain: one for all, or each domain's own. Raises AcclimateError where the names do not agree."""
+    if teacher is None or isinstance(teacher, Model):
+        return {} if teacher is None else dict.fromkeys(domains, teacher)
+    for name in teacher:
+        if name not in domains:
+            raise AcclimateError(f"teacher: there is no domain {name!r} to teach{nearest(name, domains)}")
+    for name in domains:
+        if name not in teacher:
+            raise AcclimateError(f"teacher: domain {name!r} has none; name one for each of {', '.join(domains)}")
+    return {name: teacher[name] for name in domains}
 
 
 def check(objective: Objective, has_teacher: bool) -> None:
@@ -47,22 +60,25 @@ class Supply:
         asked: set[str],
         *,
         base: Model,
-        teacher: Model | None,
+        teachers: Mapping[str, Model],
         top_k: int,
         precision: str,
     ):
-        self.objective, self.asked, self.kind, self.precision = objective, asked, model.kind, precision
+        self.model, self.objective, self.asked, self.kind, self.precision = model, objective, asked, model.kind, precision
         self.sources = list(sources.values())
         self.tokens = 0  # that went through the network, pads included; counted by the trainer
+        self.angles = model.net.angles() if "angles" in asked and hasattr(model.net, "angles") else None
         self.reference = self.taught = None
         if asked & REFERENCE:
             self.reference = [reference_logps(base, source, precision) for source in self.sources]
-        if teacher is not None and asked & TEACHER:
-            if tokenizer_fingerprint(teacher.tokenizer) != tokenizer_fingerprint(model.tokenizer):
-                raise AcclimateError(
-                    f"the teacher {teacher.name} has another tokenizer than {model.name}; distil between models of one tokenizer"
-                )
-            self.taught = [Taught(teacher, source, top_k, precision) for source in self.sources]
+        if teachers and asked & TEACHER:
+            own = tokenizer_fingerprint(model.tokenizer)
+            for teacher in teachers.values():
+                if tokenizer_fingerprint(teacher.tokenizer) != own:
+                    raise AcclimateError(
+                        f"the teacher {teacher.name} has another tokenizer than {model.name}; distil between models of one tokenizer"
+                    )
+            self.taught = [Taught(teachers[name], source, top_k, precision) for name, source in sources.items()]
 
     def count(self, batch: dict[str, Any]) -> int:
         """How many predictions a batch holds: tokens, pairs or rows."""
@@ -77,8 +93,23 @@ class Supply:
         return "; ".join(found) + (f" and {len(where) - 3} rows more" if len(where) > 3 else "")
 
     def loss(self, net: Any, batch: dict[str, Any], items: Tensor | float | None, where: list[tuple[int, int]]) -> Tensor:
-        """The objective's loss on one micro-batch; ``where`` tells (source, index) of each row."""
+        """The objective's loss on one micro-batch; ``where`` tells (source, index) of each row.
+
+        A network may have a loss of its own, ``auxiliary_loss()`` of its last forward pass (a balance of experts ...). It is added with
+        the micro-batch's share of the step's items, so that over a step it counts once. What does not depend on the batch (a penalty on
+        weights) then has the same gradient however a step is cut; a statistic of the batch is averaged over the micro-batches.
+        """
+        found = self._objective(net, batch, items, where)
+        auxiliary = getattr(self.model.net, "auxiliary_loss", None)
+        if auxiliary is None:
+            return found
+        return found + auxiliary() * (1.0 if items is None else self.count(batch) / items)
+
+    def _objective(self, net: Any, batch: dict[str, Any], items: Tensor | float | None, where: list[tuple[int, int]]) -> Tensor:
         given: dict[str, Any] = {"items": items}
+        if "trainable" in self.asked:
+            given["trainable"] = {name: weight for name, weight in self.model.net.named_parameters() if weight.requires_grad}
+        given["angles"] = self.angles
         if "anchors" in self.asked:
             blocks = embed(net, batch).chunk(int(batch["sides"]))
             given |= dict(zip(("anchors", "positives", "negatives"), blocks, strict=False))

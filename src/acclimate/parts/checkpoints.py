@@ -20,18 +20,23 @@ def per_model(values: list[float], tuned: Tensor, what: str = "weights") -> Tens
     return found.view(-1, *[1] * (tuned.ndim - 1))
 
 
-def agreement(changes: Tensor, by: str = "sum") -> Tensor:
-    """Which entries have the elected sign and are not zero [model, *shape], as 0 or 1 in the changes' type.
+def positive(values: Tensor) -> Tensor:
+    """1 where a value is above 0, else 0, in place; arithmetic is much faster here than a comparison and its mask.
 
-    The sign of an entry is elected by the sum of the changes, or by their count (``by="count"``); a draw elects plus.
+    >>> positive(torch.tensor([-2.0, 0.0, 1e-30, 5.0]))
+    tensor([0., 0., 1., 1.])
     """
+    return values.mul_(3e38 if values.dtype != torch.float16 else 6e4).clamp_(0, 1)
+
+
+def elected(changes: Tensor, by: str = "sum") -> Tensor:
+    """The sign that each entry gets, 1 or -1 [*shape]: of the sum of the changes, or of the count of their signs; a draw elects plus."""
     total = changes.sum(0) if by == "sum" else changes.sign().sum(0)
-    elected = torch.where(total < 0, -1.0, 1.0).to(changes.dtype)
-    return (changes * elected > 0).to(changes.dtype)
+    return torch.copysign(torch.ones((), dtype=changes.dtype), total)
 
 
 def combine(changes: Tensor, weights: Tensor, *, elect: str = "sum", mean: bool = True) -> Tensor:
-    """Weighted changes of several models as one [*shape].
+    """Weighted changes of several models as one [*shape]; ``changes`` may be written over.
 
     elect: ``sum`` or ``count`` leave out what disagrees with the elected sign (TIES), ``none`` keeps all.
     mean: divide by the weights that took part, entry by entry (the disjoint mean), instead of summing.
@@ -39,13 +44,18 @@ def combine(changes: Tensor, weights: Tensor, *, elect: str = "sum", mean: bool 
     >>> combine(torch.tensor([[1.0, 3.0, 0.0], [3.0, -1.0, 0.0]]), torch.ones(2, 1))
     tensor([2., 3., 0.])
     """
-    weighted = changes * weights
+    weights = weights.to(changes.dtype)
     if elect == "none":
-        total = weighted.sum(0)
-        return total / _not_zero(weights.sum(0)) if mean else total
-    agree = agreement(weighted, elect)
-    total = weighted.mul_(agree).sum(0)
-    return total.div_(_not_zero(agree.mul_(weights).sum(0))) if mean else total
+        total = torch.tensordot(weights.flatten(), changes, dims=1)
+        return total.div_(_not_zero(weights.sum())) if mean else total
+    changes = changes.mul_(weights) if (weights != 1).any() else changes
+    sign = elected(changes, elect)
+    agreed = changes.mul_(sign).relu_()
+    total = agreed.sum(0).mul_(sign)
+    if not mean:
+        return total
+    taken = positive(agreed).mul_(weights).sum(0)
+    return total.div_(taken.clamp_(min=weights.min().item()) if (weights > 0).all() else _not_zero(taken))
 
 
 def _not_zero(weights: Tensor) -> Tensor:
@@ -58,6 +68,9 @@ def gram(vectors: Tensor) -> Tensor:
     return (flat @ flat.T).double()
 
 
-def uniform(generator: np.random.Generator, shape: torch.Size) -> Tensor:
-    """Random numbers in [0, 1) in fp32."""
-    return torch.from_numpy(generator.random(tuple(shape), dtype=np.float32))
+def drawn(generator: np.random.Generator, chances: Tensor, shape: torch.Size) -> Tensor:
+    """1 with the given chances, else 0 [*shape]: 16 random bits each, so chances are met to within 1/131,072."""
+    count = int(np.prod(shape))
+    bits = generator.integers(0, 2**64 - 1, -(-count // 4), dtype=np.uint64, endpoint=True)
+    draws = torch.from_numpy(bits.view(np.int16)[:count]).view(shape).to(torch.float32).add_(32768.5).mul_(-1 / 65536)
+    return positive(draws.add_(chances))

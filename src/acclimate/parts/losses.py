@@ -93,3 +93,22 @@ def coarse_logprobs(logits: Tensor, ids: Tensor) -> Tensor:
         return seen
     tail = logits.scatter(1, ids, float("-inf")).logsumexp(1, keepdim=True) - whole
     return torch.cat([seen, tail], 1)
+
+
+def teacher_divergence(logits: Tensor, ids: Tensor, logprobs: Tensor, temperature: float = 1.0) -> Tensor:
+    """T^2 KL(teacher || student) at temperature T in nats, summed over the rows: scalar.
+
+    logits [row, vocabulary]; the teacher's view is sparse: ids [row, K] and their log-probabilities [row, K] at temperature 1. All other
+    tokens make one bucket on both sides, tempered as if it were a single token: exact at K = vocabulary, and 0 for equal models.
+
+    >>> ids, logprobs = torch.tensor([[0]]), torch.tensor([[0.5]]).log()
+    >>> teacher_divergence(torch.tensor([[2.0, 0.0, 0.0]]), ids, logprobs)  # 0.5 log(0.5 / 0.787) + 0.5 log(0.5 / 0.213)
+    tensor(0.1998)
+    """
+    student = coarse_logprobs(logits, ids)  # [row, K + 1]
+    teacher = logprobs.to(student.dtype)  # [row, K]
+    if student.shape[1] > teacher.shape[1]:
+        rest = 1 - teacher.exp().sum(1, keepdim=True)
+        teacher = torch.cat([teacher, rest.clamp(min=torch.finfo(rest.dtype).tiny).log()], 1)
+    student, teacher = ((side / temperature).log_softmax(1) for side in (student, teacher))
+    return F.kl_div(student, teacher, reduction="sum", log_target=True) * temperature**2

@@ -5,14 +5,16 @@ the sign, the second counts the lower 16 bits of the entries in the one bucket w
 Counts of chunks add up. Entries that tie with the k-th are all kept, so the result does not depend on the order of the chunks.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import hardshrink
 
 HIGH, LOW = 1 << 15, 1 << 16
 
 
 def look(changes: Tensor, seen: list[Tensor], shares: Tensor) -> Tensor | None:
-    """The next count for the magnitudes that ``shares`` [model, rank] of the entries reach; None once both counts are there.
+    """The next count for the borders of ``shares`` [model, rank] of the entries, largest first; None once both counts are there.
 
     changes [model, *shape] -> counts [model, 32768], then [model, rank, 65536].
     """
@@ -23,21 +25,33 @@ def look(changes: Tensor, seen: list[Tensor], shares: Tensor) -> Tensor | None:
     if len(seen) > 1:
         return None
     buckets, _ = _place(seen[0], shares)
-    bits = changes.abs().contiguous().view(torch.int32).reshape(len(changes), -1)
-    found = [
-        [torch.bincount(row[(row >> 16) == bucket] & (LOW - 1), minlength=LOW) for bucket in b]
-        for row, b in zip(bits, buckets, strict=True)
-    ]
-    return torch.stack([torch.stack(row) for row in found])
+    bits = changes.abs().contiguous().view(torch.int32).reshape(len(changes), -1).numpy()
+    return torch.stack([torch.stack([_lower(row, bucket) for bucket in own]) for row, own in zip(bits, buckets.tolist(), strict=True)])
+
+
+def trim(changes: Tensor, least: Tensor) -> Tensor:
+    """Changes [model, *shape] whose magnitude is at least ``least`` [model], 0 elsewhere; in place.
+
+    >>> trim(torch.tensor([[1.0, -4.0, 2.0, 3.0]]), torch.tensor([3.0]))
+    tensor([[ 0., -4.,  0.,  3.]])
+    """
+    for row, limit in zip(changes, torch.nextafter(least, least.new_zeros(())).tolist(), strict=True):
+        row.copy_(hardshrink(row, limit))
+    return changes
+
+
+def _lower(bits: np.ndarray, bucket: int) -> Tensor:
+    inside = bits[np.flatnonzero((bits >> 16) == bucket)]
+    return torch.from_numpy(np.bincount(inside & (LOW - 1), minlength=LOW))
 
 
 def magnitudes(seen: list[Tensor], shares: Tensor) -> Tensor:
-    """Magnitude that just ``shares`` [model, rank] of the entries reach (ties apart) [model, rank]; a share of 0 gives infinity.
+    """Least magnitude of each of the successive ``shares`` [model, rank] of the entries, largest first; infinity where none is in it yet.
 
-    >>> changes, shares = torch.tensor([[1.0, -4.0, 2.0, 3.0]]), torch.tensor([[0.5, 0.25]])
+    >>> changes, shares = torch.tensor([[1.0, -4.0, 2.0, 3.0]]), torch.tensor([[0.25, 0.25]])
     >>> first = look(changes, [], shares)
     >>> magnitudes([first, look(changes, [first], shares)], shares)
-    tensor([[3., 4.]])
+    tensor([[4., 3.]])
     """
     buckets, within = _place(seen[0], shares)
     reached = seen[1].flip(-1).cumsum(-1).flip(-1)  # entries of the bucket with these lower bits or more
@@ -47,9 +61,11 @@ def magnitudes(seen: list[Tensor], shares: Tensor) -> Tensor:
 
 
 def _ranks(counts: Tensor, shares: Tensor) -> Tensor:
-    """How many entries are to reach the threshold [model, rank]: at least one of any positive share."""
+    """How many entries are to reach each border [model, rank]; the last has at least one if its share is positive."""
     sizes = counts.sum(-1, keepdim=True)
-    return torch.maximum((shares.double() * sizes).floor().long(), (shares > 0).long()).minimum(sizes)
+    ranks = (shares.double() * sizes).floor().long().cumsum(-1)
+    ranks[:, -1] = torch.maximum(ranks[:, -1], (shares[:, -1] > 0).long())
+    return ranks.minimum(sizes)
 
 
 def _place(counts: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:

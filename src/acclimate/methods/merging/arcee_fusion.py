@@ -10,13 +10,15 @@ Use for one tune beside its base, to keep the base where the tune says little.
 tensor([[0., 0., 0., 0., 0., 0., 0., 3.]])
 """
 
+import itertools
+
 import torch
 from torch import Tensor
 
 from ...kinds import Merge
 from ...parts import thresholds
 
-QUARTILES = (0.25, 0.5, 0.75)
+QUARTILES = (0.75, 0.5, 0.25)
 
 
 class ArceeFusion(Merge):
@@ -37,10 +39,11 @@ class ArceeFusion(Merge):
 
     def merge(self, base: Tensor, tuned: Tensor, seen: list[Tensor]) -> Tensor:
         """base [row, column], tuned [1, row, column] -> [row, column]."""
-        q3, median, q1 = thresholds.magnitudes(seen, self._shares(seen))[0].flip(0)
+        q3, median, q1 = thresholds.magnitudes(seen, self._shares(seen))[0]
         return torch.where(self.importance(base, tuned)[0] >= median + 1.5 * (q3 - q1), tuned[0], base)
 
     def _shares(self, seen: list[Tensor]) -> Tensor:
-        """Shares of the entries that reach the quartiles [1, 3], counted as places in the sorted row."""
+        """Shares of the entries from one quartile to the next, largest first [1, 3], counted as places in the sorted row."""
         size = int(seen[0].sum()) if seen else 1
-        return torch.tensor([[(size - int(q * (size - 1)) + 0.5) / size for q in QUARTILES]], dtype=torch.float64)
+        ranks = [0, *(size - int(q * (size - 1)) for q in QUARTILES)]
+        return torch.tensor([[(after - before + 0.5) / size for before, after in itertools.pairwise(ranks)]], dtype=torch.float64)

@@ -18,7 +18,7 @@ from ...errors import AcclimateError
 from ...kinds import Merge
 from ...method import Setting
 from ...parts import thresholds
-from ...parts.checkpoints import combine, per_model
+from ...parts.checkpoints import combine, per_model, positive
 
 
 class Breadcrumbs(Merge):
@@ -46,16 +46,16 @@ class Breadcrumbs(Merge):
         changes = tuned - base
         if seen:
             limits = thresholds.magnitudes(seen, self._shares(tuned))
-            top, least = (limits[:, i].view(-1, *[1] * base.ndim) for i in (0, 1))
-            size = changes.abs()
-            changes.mul_((size < top) & (size >= least))
+            top, least = limits[:, 0].view(-1, *[1] * base.ndim), limits[:, 1]
+            inside = positive(top - changes.abs())
+            changes = thresholds.trim(changes, least).mul_(inside)
         merged = combine(changes, per_model(self.weights, tuned), elect=self.elect, mean=self.normalize)
         return merged.mul_(self.scale).add_(base)
 
     def _shares(self, tuned: Tensor) -> Tensor:
-        """Share of the outliers, and of all that are large enough [model, 2]."""
+        """Share of the outliers, and of those kept below them [model, 2]."""
         rows = torch.empty(len(tuned), 1)
         top, keep = per_model(self.outliers, rows, "outliers"), per_model(self.keep, rows, "keep")
         if (top + keep > 1 + 1e-6).any():
             raise AcclimateError(f"keep = {self.keep} and outliers = {self.outliers} add up to more than 1; lower one of them")
-        return torch.cat([top, top + keep], 1)
+        return torch.cat([top, keep], 1)

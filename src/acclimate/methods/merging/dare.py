@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ...kinds import Merge
 from ...method import Setting
-from ...parts.checkpoints import combine, per_model, uniform
+from ...parts.checkpoints import combine, drawn, per_model
 
 
 class Dare(Merge):
@@ -43,7 +43,7 @@ class Dare(Merge):
         """base [*shape], tuned [model, *shape] -> [*shape]."""
         changes, keep = tuned - base, per_model(self.keep, tuned, "keep")
         if min(self.keep) < 1:
-            changes.mul_(uniform(generator, changes.shape) < keep)
+            changes.mul_(drawn(generator, keep, changes.shape))
             if self.rescale:
                 changes.div_(torch.where(keep > 0, keep, 1.0))
         merged = combine(changes, per_model(self.weights, tuned), elect=self.elect, mean=self.normalize)

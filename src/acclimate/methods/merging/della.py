@@ -26,7 +26,7 @@ from ...errors import AcclimateError
 from ...kinds import Merge
 from ...method import Setting
 from ...parts import thresholds
-from ...parts.checkpoints import agreement, combine, per_model, uniform
+from ...parts.checkpoints import combine, drawn, elected, per_model, positive
 from ...parts.ranks import row_ranks
 
 
@@ -65,8 +65,9 @@ class Della(Merge):
 
     def look(self, base: Tensor | None, tuned: Tensor, seen: list[Tensor]) -> Tensor | None:
         """Counts of magnitudes, for ranks over a whole tensor."""
-        whole = self.scope == "tensor" and self.by == "rank" and not seen and base is not None
-        return thresholds.look(tuned - base, [], torch.ones(len(tuned), 1)) if whole else None
+        if base is None or seen or self.scope != "tensor" or self.by != "rank":
+            return None
+        return thresholds.look(tuned - base, [], torch.ones(len(tuned), 1))
 
     def chances(self, changes: Tensor, seen: list[Tensor]) -> Tensor:
         """Probability that each change is kept [model, *shape]."""
@@ -88,13 +89,14 @@ class Della(Merge):
         """base [row, column], tuned [model, row, column] -> [row, column]."""
         changes = tuned - base
         chances = self.chances(changes, seen)
-        changes.mul_(uniform(generator, changes.shape) < chances)
+        changes.mul_(drawn(generator, chances, changes.shape))
         if self.rescale:
             changes.div_(chances.clamp_(min=1e-6))
         weights = per_model(self.weights, tuned)
         scale: float | Tensor = self.scale
         if self.adaptive:
-            after = agreement(changes * weights, self.elect) if self.elect != "none" else (changes != 0).float()
+            weighted = changes * weights
+            after = positive(weighted * elected(weighted, self.elect)) if self.elect != "none" else (changes != 0).float()
             scale = (changes != 0).sum((0, -1)) / after.sum((0, -1)).clamp(min=1)
             scale = scale[..., None] if changes.ndim > 2 else scale
         return combine(changes, weights, elect=self.elect, mean=self.normalize).mul_(scale).add_(base)

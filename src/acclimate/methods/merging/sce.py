@@ -16,7 +16,7 @@ from torch import Tensor
 from ...kinds import Merge
 from ...method import Setting
 from ...parts import thresholds
-from ...parts.checkpoints import combine
+from ...parts.checkpoints import elected, positive
 
 
 class Sce(Merge):
@@ -40,7 +40,8 @@ class Sce(Merge):
         energy = seen[-1]
         shares = energy / energy.sum() if energy.sum() > 0 else torch.full_like(energy, 1 / len(energy))
         changes = self._selected(tuned - base, seen)
-        return base + combine(changes, shares.float().view(-1, *[1] * base.ndim), elect="sum")
+        taken = positive(changes * elected(changes)).mul_(shares.to(base.dtype).view(-1, *[1] * base.ndim))
+        return base + changes.mul_(taken).sum(0) / taken.sum(0).clamp(min=1e-6)
 
     def _selected(self, changes: Tensor, seen: list[Tensor]) -> Tensor:
         if self.select >= 1:
@@ -54,5 +55,6 @@ class Sce(Merge):
 
     def _shares(self, seen: list[Tensor]) -> Tensor:
         """The share is of the weights on which the models differ at all."""
-        differ = 1.0 if not seen else 1 - float(seen[0][0, 0]) / float(seen[0].sum())
-        return torch.tensor([[self.select * differ]], dtype=torch.float64)
+        size, equal = (int(seen[0].sum()), int(seen[0][0, 0])) if seen else (1, 0)
+        count = int(self.select * (size - equal))
+        return torch.tensor([[(count + 0.5) / size if count else 0.0]], dtype=torch.float64)

@@ -47,8 +47,7 @@ class Ties(Merge):
         """base [*shape], tuned [model, *shape] -> [*shape]."""
         changes = tuned - base
         if seen:
-            least = thresholds.magnitudes(seen, self._shares(tuned)).view(-1, *[1] * base.ndim)
-            changes.mul_(changes.abs() >= least)
+            changes = thresholds.trim(changes, thresholds.magnitudes(seen, self._shares(tuned))[:, 0])
         merged = combine(changes, per_model(self.weights, tuned), elect=self.sign, mean=self.normalize)
         return merged.mul_(self.scale).add_(base)
 

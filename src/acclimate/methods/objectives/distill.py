@@ -9,6 +9,7 @@ sides: an exact KL of the coarser distributions, equal to the full one at K = vo
 tempered as if it were a single token, since the teacher's tail cannot be tempered token by token; student = teacher still
 gives 0. Left out: matching of logits or hidden layers.
 
+>>> import torch
 >>> logits, labels = torch.tensor([[[2.0, 0.0, 0.0]]]), torch.tensor([[0]])
 >>> ids, logprobs = torch.tensor([[[0]]]), torch.tensor([[[0.5]]]).log()
 >>> Distill(weight=1.0).loss(logits, labels, ids, logprobs)  # 0.5 log(0.5 / 0.787) + 0.5 log(0.5 / 0.213)
@@ -17,13 +18,11 @@ tensor(0.1998)
 
 from typing import Annotated
 
-import torch
 from torch import Tensor
-from torch.nn.functional import kl_div
 
 from ...kinds import Objective
 from ...method import Setting
-from ...parts.losses import coarse_logprobs, token_cross_entropy
+from ...parts.losses import teacher_divergence, token_cross_entropy
 
 
 class Distill(Objective):
@@ -37,12 +36,6 @@ class Distill(Objective):
     ) -> Tensor:
         """logits [batch, token, vocabulary], labels [batch, token], the teacher's two [batch, token, K] -> scalar."""
         kept = labels != -100
-        student = coarse_logprobs(logits[kept], teacher_ids[kept])  # [row, K + 1]
-        teacher = teacher_logprobs[kept].to(student.dtype)  # [row, K]
-        if student.shape[1] > teacher.shape[1]:
-            rest = 1 - teacher.exp().sum(1, keepdim=True)
-            teacher = torch.cat([teacher, rest.clamp(min=torch.finfo(rest.dtype).tiny).log()], 1)
-        student, teacher = ((side / self.temperature).log_softmax(1) for side in (student, teacher))
-        divergence = kl_div(student, teacher, reduction="sum", log_target=True) * self.temperature**2
+        divergence = teacher_divergence(logits[kept], teacher_ids[kept], teacher_logprobs[kept], self.temperature)
         number = kept.sum().clamp(min=1) if items is None else items
         return self.weight * divergence / number + (1 - self.weight) * token_cross_entropy(logits, labels, items=items)

@@ -1,0 +1,295 @@
+"""Plans a merge, runs it into a folder that appears whole, and proves the result: from checkpoints and a method to a model on disk.
+
+What differs from tensor to tensor (settings, or the layers that are stacked) comes in as a :class:`Slice`; the rest is one straight line.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import AcclimateError
+from ..files import digest, lock, read_json, write_json
+from ..kinds import Merge
+from ..progress import say
+from .checkpoint import HEADS, Checkpoint, Slot
+from .layout import JOURNAL
+from .tensors import SHARD, Part, Work, forecast, merge
+from .vocabulary import Vocabulary, align, copy_files, table
+
+LAYER = re.compile(r"^(.*?\.?(?:layers|layer|h|blocks|block)\.)(\d+)(\..*)$")
+TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+REPORT = "merge.json"
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A run of output layers: where each input's layers begin, and how many there are (None: all, as they are numbered)."""
+
+    tuned: tuple[tuple[Checkpoint, int], ...]
+    base: tuple[Checkpoint, int] | None = None
+    length: int | None = None
+
+
+# method_for(tensor's output name, place of its layer in the slice from 0 to 1, number of the slice) -> method, or None to copy
+Chooser = Callable[[str, float, int], Merge | None]
+
+
+@dataclass
+class Plan:
+    """All that a merge will do, checked before anything is written."""
+
+    works: list[Work]
+    vocabulary: Vocabulary
+    config: dict[str, Any]
+    models: list[Checkpoint]
+    method: str
+
+    def memory(self, workers: int = 0) -> int:
+        """Bytes that the chunks take at most, beside the program."""
+        return forecast(self.works, workers or os.cpu_count() or 1)
+
+    @property
+    def bytes(self) -> int:
+        """Size of the output."""
+        return sum(work.size * work.dtype.itemsize for work in self.works)
+
+
+def plan(slices: Sequence[Slice], choose: Chooser, *, dtype: str = "", tokenizer: str = "", method: str = "") -> Plan:
+    """Match the tensors of all inputs and choose a method for each.
+
+    Raises AcclimateError for another architecture, a missing tensor, another shape (named), tokenizers that differ.
+    """
+    first = slices[0]
+    owner = first.base[0] if first.base else first.tuned[0][0]
+    models = list({id(c): c for s in slices for c, _ in (*s.tuned, *([s.base] if s.base else []))}.values())
+    for model in models:
+        _same_family(owner, model)
+    if dtype and dtype not in TYPES:
+        raise AcclimateError(f"dtype = {dtype!r}, but must be one of {', '.join(TYPES)}")
+    out = TYPES[dtype] if dtype else owner.dtype
+    vocabulary = align(
+        [c for c in models if first.base is None or c is not first.base[0]] or models, first.base and first.base[0], tokenizer
+    )
+    tied = all(model.tied for model in models)
+    works: list[Work] = []
+    layers = 0
+    for number, part in enumerate(slices):
+        names = _names(part, tied)
+        own = sorted({int(match[2]) for name in names if (match := LAYER.match(name))})
+        begin = part.tuned[0][1]
+        count = len(own) if part.length is None else part.length
+        for name in names:
+            match = LAYER.match(name)
+            layer = int(match[2]) - begin if match else -1
+            if match and not 0 <= layer < count:
+                continue
+            if not match and ((number > 0) if not _at_end(name) else number < len(slices) - 1):
+                continue  # what stands before the layers comes from the first slice, what stands behind them from the last
+            place = 0.0 if not match else 1.0 if count == 1 else layer / (count - 1)
+            title = name if not match or (len(slices) == 1 and begin == 0) else f"{match[1]}{layers + layer}{match[3]}"
+            works.append(_work(title, name, layer, part, out, vocabulary, choose(title, place, number)))
+        layers += count
+    if not works:
+        raise AcclimateError("nothing to merge: no tensor is left after the slices")
+    config = dict(owner.config)
+    _fit_config(config, vocabulary, out, layers, tied)
+    order = {name: i for i, name in enumerate(owner.slots)}
+    works.sort(key=lambda work: (order.get(work.name, len(order)), work.name))
+    return Plan(works, vocabulary, config, models, method)
+
+
+def run(
+    made: Plan,
+    folder: str | Path,
+    *,
+    seed: int = 0,
+    workers: int = 0,
+    shard: int = SHARD,
+    check: bool = True,
+    resume: bool = True,
+    notes: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Merge into ``folder``, which appears whole or not at all; a killed merge goes on when it is called again.
+
+    check: hash the parents, load the result, and see that a probe's logits are finite.
+
+    Gives the report: per tensor norm, cosine to each parent and share of changed weights; parents with hashes; vocabulary.
+    """  # fmt: skip
+    folder = Path(folder)
+    work = folder.parent / f".{folder.name}.merging"
+    key = digest([[_identity(w) for w in made.works], seed, shard])
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with lock(work):
+        if not resume or (not _goes_on(work, key) and (work / JOURNAL).exists()):
+            for path in work.iterdir():
+                if path.name != ".lock":
+                    path.unlink()
+        try:
+            facts = merge(made.works, work, seed=seed, workers=workers, shard=shard, key=key, what=made.method or "merge")
+            made.vocabulary.write(work) if table_rows(made) else copy_files(made.vocabulary.owner, work)
+        except OSError as error:
+            import errno
+
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise AcclimateError(
+                    f"disk full: the merge needs {made.bytes / 1e9:.2f} GB in {folder.parent}; free room, run again: what is done is kept"
+                ) from error
+            raise
+        write_json(work / "config.json", made.config)
+        report = _report(made, facts, seed, check, notes or {})
+        write_json(work / REPORT, report)
+        write_json(work / "acclimate.json", {"name": folder.name, "made": report["made"]})
+        (work / "README.md").write_text(_card(folder.name, report), encoding="utf-8")
+        (work / JOURNAL).unlink()
+        if check:
+            report["probe"] = prove(work)
+            write_json(work / REPORT, report)
+        if folder.exists():
+            shutil.rmtree(folder)
+        (work / ".lock").unlink(missing_ok=True)
+        work.replace(folder)
+    for model in made.models:
+        model.close()
+    say(f"merged model: {folder}")
+    return {**report, "folder": str(folder)}
+
+
+def prove(folder: Path) -> dict[str, Any]:
+    """Load a merged model and run a probe through it. Raises AcclimateError if a weight does not fit or a logit is not finite."""
+    from ..model import Model, kind_of
+
+    if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
+        return {"finite": None, "why": "the models come without a tokenizer"}
+    model = Model.load(str(folder), device="cpu")
+    logits = model.probe()
+    if not torch.isfinite(logits).all():
+        raise AcclimateError(f"{folder}: the merged model gives logits that are not finite; lower scale, or look at its merge.json")
+    return {"finite": True, "kind": kind_of(model.net.config), "largest": round(logits.abs().max().item(), 4)}
+
+
+def table_rows(made: Plan) -> bool:
+    """Whether the output has a table of tokens at all (and so a tokenizer to write)."""
+    return any(table(work.name) for work in made.works)
+
+
+def _goes_on(work: Path, key: str) -> bool:
+    path = work / JOURNAL
+    return path.exists() and path.read_text(encoding="utf-8").startswith('{"key": "' + key)
+
+
+def _identity(work: Work) -> list[Any]:
+    method = work.method and [work.method.name, work.method.values()]
+    parts = [
+        [str(p.slot.path), p.slot.start, p.slot.path.stat().st_mtime_ns, p.rows is None or digest(p.rows.tobytes())] for p in work.parts
+    ]
+    return [work.name, work.shape, str(work.dtype), method, parts]
+
+
+def _same_family(owner: Checkpoint, model: Checkpoint) -> None:
+    mine, theirs = owner.config.get("architectures"), model.config.get("architectures")
+    if owner.config.get("model_type") != model.config.get("model_type"):
+        raise AcclimateError(
+            f"{model.ref} is a {model.config.get('model_type')} model, but {owner.ref} is a {owner.config.get('model_type')} one; "
+            "tensors can be merged within one architecture only (for two: merging.unconstrained or merging.merge_me)"
+        )
+    if mine and theirs and mine != theirs:
+        raise AcclimateError(f"{model.ref} is a {theirs[0]}, but {owner.ref} is a {mine[0]}; give models with the same head")
+    if model.config.get("quantization_config"):
+        raise AcclimateError(f"{model.ref} is quantised; load it dequantised (dtype float16 or bfloat16), save it, and merge that")
+
+
+def _names(part: Slice, tied: bool) -> list[str]:
+    """Tensor names of the slice's first model, the output layer added where others store their own."""
+    names = list(part.tuned[0][0].slots)
+    if not tied:
+        everyone = [c for c, _ in (*part.tuned, *([part.base] if part.base else []))]
+        heads = {name for c in everyone for name in c.slots if name.endswith(HEADS)}
+        names += sorted(heads - set(names))
+    return names
+
+
+def _at_end(name: str) -> bool:
+    """Whether a tensor outside the layers stands behind them: the last norm and the output layer."""
+    return name.endswith(HEADS) or re.search(r"(^|\.)(norm|final_layernorm|ln_f|final_norm|norm_f)\.", name) is not None
+
+
+def _work(title: str, name: str, layer: int, part: Slice, out: torch.dtype, vocabulary: Vocabulary, method: Merge | None) -> Work:
+    inputs = [_part(name, layer, begin, model, vocabulary) for model, begin in part.tuned]
+    base = _part(name, layer, part.base[1], part.base[0], vocabulary) if part.base and method is not None else None
+    first = base or inputs[0]
+    rows = vocabulary.size if table(name) and vocabulary.size else None
+    shape = (rows, *first.slot.shape[1:]) if rows else first.slot.shape
+    for other in inputs:
+        theirs = (rows, *other.slot.shape[1:]) if rows else other.slot.shape
+        if theirs != shape:
+            raise AcclimateError(
+                f"tensor {other.slot.name} is {list(other.slot.shape)} in {other.checkpoint.ref}, but {list(first.slot.shape)} in "
+                f"{first.checkpoint.ref}; only models of one size can be merged tensor by tensor"
+            )
+    floating = first.slot.dtype.is_floating_point
+    if not floating:
+        method = None
+    return Work(title, shape, out if floating else first.slot.dtype, tuple(inputs), base if floating else None, method)
+
+
+def _part(name: str, layer: int, begin: int, model: Checkpoint, vocabulary: Vocabulary) -> Part:
+    match = LAYER.match(name)
+    own = f"{match[1]}{begin + layer}{match[3]}" if match else name
+    slot: Slot | None = model.slot(own)
+    if slot is None:
+        raise AcclimateError(f"{model.ref} lacks tensor {own}, which the other models have; they are not of one architecture")
+    return Part(model, slot, vocabulary.of(model, slot) if table(name) else None)
+
+
+def _fit_config(config: dict[str, Any], vocabulary: Vocabulary, out: torch.dtype, layers: int, tied: bool) -> None:
+    inner = config["text_config"] if isinstance(config.get("text_config"), dict) else config
+    inner["vocab_size"] = vocabulary.size or inner.get("vocab_size")
+    for key in ("num_hidden_layers", "n_layer", "num_layers"):
+        if key in inner and layers:
+            inner[key] = layers
+    config["tie_word_embeddings"] = tied
+    config.pop("torch_dtype", None)
+    config["dtype"] = str(out).removeprefix("torch.")
+
+
+def _report(made: Plan, facts: dict[str, Any], seed: int, check: bool, notes: dict[str, Any]) -> dict[str, Any]:
+    parents = [{"ref": model.ref, **({"sha256": model.hash} if check else {})} for model in made.models]
+    made_by = {"method": made.method, "parents": parents, "seed": seed, **notes}
+    weights = sum(work.size for work in made.works)
+    changed = sum(facts[work.name]["changed"] * work.size for work in made.works) / max(1, weights)
+    return {"made": made_by, "weights": weights, "changed": changed, "vocabulary": made.vocabulary.report, "tensors": facts}
+
+
+def _card(name: str, report: dict[str, Any]) -> str:
+    parents = report["made"]["parents"]
+    lines = [
+        "---",
+        "library_name: transformers",
+        "base_model:",
+        *(f"  - {p['ref']}" for p in parents),
+        "base_model_relation: merge",
+        "tags: [merge, acclimate]",
+        "---",
+    ]
+    lines += [f"# {name}", "", f"Merged with acclimate by `{report['made']['method']}`.", "", "| parent | sha256 |", "|---|---|"]
+    lines += [f"| `{p['ref']}` | {p.get('sha256', 'not reckoned')} |" for p in parents]
+    lines += [
+        "",
+        f"{report['weights']:,} weights, {report['changed']:.1%} of them differ from the first parent or base; per tensor in `{REPORT}`.",
+        "",
+    ]
+    for key in ("settings", "recipe"):
+        if key in report["made"]:
+            lines += [f"## {key.title()}", "", "```yaml", str(report["made"][key]).rstrip(), "```", ""]
+    return "\n".join(lines)
+
+
+def read_report(folder: str | Path) -> dict[str, Any]:
+    """The report of a merged model's folder."""
+    return read_json(Path(folder) / REPORT)

@@ -1,0 +1,139 @@
+"""Merging as a verb: models and a method, or a mergekit YAML as it is, to a model folder.
+
+>>> import acclimate
+>>> acclimate.merge("linear", ["seedling"], out="/tmp/never", dry_run=True)["method"]
+'merging.linear'
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .engines import merging
+from .engines.adapted import open_model
+from .engines.tensors import SHARD
+from .errors import AcclimateError
+from .files import read_yaml, yaml_text
+from .kinds import Merge
+from .method import find
+from .progress import say
+
+
+def merge(
+    method: str | Merge,
+    models: Sequence[str] = (),
+    *,
+    base: str = "",
+    out: str | Path | None = None,
+    settings: dict[str, Any] | None = None,
+    per_tensor: Callable[[str], dict[str, Any]] | None = None,
+    dtype: str = "",
+    tokenizer: str = "",
+    seed: int = 0,
+    workers: int = 0,
+    shard: int = SHARD,
+    check: bool = True,
+    resume: bool = True,
+    dry_run: bool = False,
+) -> dict[str, Any]:
+    """Merge models into the folder ``out`` and return the report; with ``dry_run`` only say what would be done, in how much memory.
+
+    Args:
+        method: a method of the merging room (``ties``, ``merging.ties`` or an object), or the path of a mergekit YAML file.
+        models: folders, Hugging Face ids, embedded models, or peft adapters (each is added to its own base as it is read).
+        base: what the models were tuned from, for methods that work on changes.
+        per_tensor: settings that differ from ``settings``, by the tensor's name.
+        dtype: float32, float16 or bfloat16 of the output; the base's (or first model's) if empty. Arithmetic is in fp32.
+        tokenizer: ``base`` or ``union`` where the models' tokenizers differ.
+        check: hash the parents, load the merged model and run a probe through it.
+        resume: go on with a merge of the same inputs that was killed.
+
+    Raises AcclimateError for bad input: one line that names the model and the tensor.
+    """
+    if isinstance(method, str) and method.endswith((".yaml", ".yml")):
+        from .mergekit import read
+
+        made, notes = read(method, dtype=dtype, tokenizer=tokenizer)
+    else:
+        made, notes = _plan(_method(method, settings or {}), list(models), base, per_tensor, dtype, tokenizer)
+    facts = {
+        "method": made.method,
+        "models": [model.ref for model in made.models],
+        "tensors": len(made.works),
+        "output_bytes": made.bytes,
+        "chunk_memory_bytes": made.memory(workers),
+        "vocabulary": made.vocabulary.report,
+    }
+    if dry_run:
+        return facts
+    if out is None:
+        raise AcclimateError("say where the merged model goes: out")
+    say(f"merging {len(made.works)} tensors ({made.bytes / 1e9:.2f} GB) with {made.memory(workers) / 1e6:.0f} MB of chunks")
+    return merging.run(made, out, seed=seed, workers=workers, shard=shard, check=check, resume=resume, notes=notes)
+
+
+def checked(method: Merge, models: int, has_base: bool) -> None:
+    """Whether a method can work with so many models and this base. Raises AcclimateError."""
+    least, most = method.takes
+    name = method.name.partition(".")[2]
+    if not least <= models <= most:
+        wanted = f"{least}" if least == most else f"{least} or more" if most >= 1000 else f"{least} to {most}"
+        raise AcclimateError(f"{name} takes {wanted} tuned models, but was given {models}")
+    if "base" in method.needs() and not has_base:
+        raise AcclimateError(f"{name} works on the changes from a base; name the model that the others were tuned from with base")
+    for setting in ("weights", "keep", "drop", "window", "outliers"):
+        values = method.values().get(setting)
+        if isinstance(values, list) and len(values) not in (1, models):
+            raise AcclimateError(f"{name}: {setting} holds {len(values)} values for {models} models; give one for all, or one for each")
+
+
+def _plan(
+    method: Merge, refs: list[str], base: str, per_tensor: Callable[[str], dict[str, Any]] | None, dtype: str, tokenizer: str
+) -> tuple[merging.Plan, dict[str, Any]]:
+    checked(method, len(refs), bool(base))
+    opened = [open_model(ref) for ref in refs]
+    start = open_model(base) if base and "base" in method.asked() else None
+    made: dict[str, Merge] = {}
+
+    def choose(name: str, place: float, number: int) -> Merge:
+        own = per_tensor(name) if per_tensor else {}
+        key = repr(sorted(own.items()))
+        if key not in made:
+            made[key] = type(method)(**{**method.values(), **own}) if own else method
+        return made[key]
+
+    part = merging.Slice(tuple((model, 0) for model in opened), (start, 0) if start else None)
+    notes = {"settings": yaml_text({"method": method.name, "models": refs, **({"base": base} if base else {}), "with": method.values()})}
+    return merging.plan([part], choose, dtype=dtype, tokenizer=tokenizer, method=method.name), notes
+
+
+def _method(method: str | Merge, settings: dict[str, Any]) -> Merge:
+    if isinstance(method, Merge):
+        return method
+    name = method if "." in method else f"merging.{method}"
+    cls = find(name)
+    if not issubclass(cls, Merge):
+        raise AcclimateError(f"{name} works through other engines; run it in a recipe: acclimate run RECIPE.yaml")
+    return cls(**{key: _list(cls, key, value) for key, value in settings.items()})
+
+
+def _list(cls: type[Merge], key: str, value: Any) -> Any:
+    """One number, or numbers with commas between them, where a method has a value for each model."""
+    import typing
+
+    field = cls.settings().get(key)
+    if field is None or typing.get_origin(field.type) is not list or isinstance(value, list):
+        return value
+    parts = value.split(",") if isinstance(value, str) else [value]
+    try:
+        return [float(part) for part in parts]
+    except ValueError as error:
+        raise AcclimateError(f"{key} = {value!r}, but must be numbers with commas between them") from error
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """A mergekit YAML as plain data."""
+    data = read_yaml(path)
+    if not isinstance(data, dict):
+        raise AcclimateError(f"{path} must be a mapping of keys, but is {type(data).__name__}")
+    return data
