@@ -39,6 +39,26 @@ def weights_of(model: Model) -> dict[str, Tensor]:
     return {name: weight.detach().cpu() for name, weight in model.net.named_parameters()}
 
 
+@torch.no_grad()
+def merged(
+    method: Merge,
+    base: Model | None,
+    tuned: Sequence[Model],
+    settings: Callable[[str], dict[str, Any]] | None = None,
+    *,
+    seed: int = 0,
+    into: Model | None = None,
+) -> Model:
+    """Small models merged in memory, as a model; its weights lie in ``into`` (written over) or in a new copy."""
+    start = None if base is None else weights_of(base)
+    found = merge_in_memory(method, start, [weights_of(model) for model in tuned], settings, seed=seed)
+    made = into or tuned[0].copy("merged")
+    for name, weight in made.net.named_parameters():
+        weight.copy_(found[name])
+    made.net.eval()
+    return Model("merged", made.net, tuned[0].tokenizer, tuned[0].kind, "merged in memory")
+
+
 class Blend:
     """Merges of some models by one method, with genes for each group of tensors: the method's weights, and shares to keep if it has any."""
 
@@ -71,17 +91,10 @@ class Blend:
         """The settings of each group, as plain data."""
         return decode(genome, self.groups, len(self.tuned), self.kinds, self.signed)
 
-    @torch.no_grad()
     def model(self, genome: np.ndarray) -> Model:
         """The merge of a genome; its weights lie in a scratch network that the next call writes over."""
-        base = None if self.base is None else weights_of(self.base)
-        merged = merge_in_memory(self.method, base, [weights_of(model) for model in self.tuned], self.settings(genome), seed=self.seed)
-        if self.scratch is None:
-            self.scratch = self.tuned[0].copy("merged")
-        for name, weight in self.scratch.net.named_parameters():
-            weight.copy_(merged[name])
-        self.scratch.net.eval()
-        return Model("merged", self.scratch.net, self.tuned[0].tokenizer, self.tuned[0].kind, self.tuned[0].source)
+        self.scratch = merged(self.method, self.base, self.tuned, self.settings(genome), seed=self.seed, into=self.scratch)
+        return self.scratch
 
 
 @torch.no_grad()
