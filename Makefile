@@ -41,11 +41,11 @@ docs: setup      ## pages made from methods, papers and evidence
 	$(BIN)/python -m acclimate.catalogue.pages
 
 seedling: setup  ## train the embedded models again from real text (needs ACCLIMATE_DATA)
-	$(BIN)/python scripts/seedling.py --size seedling
-	$(BIN)/python scripts/seedling.py --size seedling-xs --tokenizer src/acclimate/assets/seedling
+	$(BIN)/python scripts/seedling.py --size seedling --compile
+	$(BIN)/python scripts/seedling.py --size seedling-xs --compile --tokenizer src/acclimate/assets/seedling
 
 bench: setup     ## speed against peers, written to bench/results
-	for f in encode start train plan; do $(BIN)/python bench/$$f.py || exit 1; done
+	for f in encode start train plan merge; do $(BIN)/python bench/$$f.py || exit 1; done
 
 clean:           ## remove what make made
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
