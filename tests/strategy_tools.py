@@ -1,38 +1,35 @@
-"""The engines as a strategy of the merging room sees them, small enough for tests: it trains and merges for real, in memory."""
+"""The engines as a strategy of the merging room sees them, small enough for tests: they train, merge and search for real, in memory."""
 
 import copy
 
-import torch
-
+from acclimate.engines.candidates import merged
+from acclimate.engines.pareto import pareto
 from acclimate.engines.score import bits_per_byte
+from acclimate.engines.search import search
 from acclimate.engines.settings import Training
-from acclimate.engines.tensors import merge_in_memory
 from acclimate.engines.train import train
+from acclimate.measure import limited
 
 FEW = {"batch_tokens": 128, "row_tokens": 32, "precision": "fp32", "checkpoint_every": 10**6}
 
 
 class Bench:
-    """What strategies are handed: train, merge, keep, bits, note; ``trained`` and ``merges`` remember how they were asked."""
+    """What strategies are handed; ``trained`` and ``merges`` remember how they were asked. ``settings`` of training win over theirs."""
 
     def __init__(self, folder, seed=0, **settings):
         self.folder, self.seed, self.settings = folder, seed, {**FEW, **settings}
         self.trained, self.merges, self.notes, self.models = {}, {}, {}, {}
 
     def train(self, name, start, objective, domains, *, adapter=None, teacher=None, **settings):
-        self.trained[name] = {"start": start, "objective": objective, "domains": domains, "adapter": adapter, **settings}
+        given = {"start": start, "objective": objective, "domains": domains, "adapter": adapter, "teacher": teacher}
+        self.trained[name] = {**given, **settings}
         plan = Training(**{"seed": self.seed, **settings, **self.settings})
-        return self.keep(name, train(start, objective, domains, plan, self.folder / "work" / name, adapter=adapter, name=name).model)
+        made = train(start, objective, domains, plan, self.folder / "work" / name, adapter=adapter, teacher=teacher, name=name)
+        return self.keep(name, made.model)
 
     def merge(self, name, method, tuned, base=None, settings=None):
         self.merges[name] = {"method": method, "tuned": list(tuned), "base": base}
-        weights = [dict(model.net.named_parameters()) for model in tuned]
-        merged = merge_in_memory(method, None if base is None else dict(base.net.named_parameters()), weights, settings, self.seed)
-        made = copy.deepcopy(tuned[0].net)
-        with torch.no_grad():
-            for key, weight in merged.items():
-                made.get_parameter(key).copy_(weight)
-        return self.keep(name, tuned[0].__class__(name, made, tuned[0].tokenizer, tuned[0].kind, name))
+        return self.keep(name, merged(method, base, tuned, settings, seed=self.seed))
 
     def keep(self, name, model, how=""):
         model.name = name
@@ -41,7 +38,13 @@ class Bench:
         return model
 
     def bits(self, model, domain, split="validation", most=60_000):
-        return bits_per_byte(model, domain.texts(split), width=64).value
+        return bits_per_byte(model, limited(domain, split, most), width=64).value
+
+    def search(self, name, fitness, start, **given):
+        return search(fitness, start, seed=self.seed, log=self.folder / f"{name}.jsonl", **given)
+
+    def pareto(self, name, fitness, start, **given):
+        return pareto(fitness, start, seed=self.seed, log=self.folder / f"{name}.jsonl", **given)
 
     def note(self, name, value):
         self.notes[name] = copy.deepcopy(value)

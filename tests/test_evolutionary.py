@@ -9,10 +9,7 @@ import torch
 
 from acclimate.checks import tiny as small
 from acclimate.engines.candidates import Blend, signature, variation, weights_of
-from acclimate.engines.pareto import pareto
 from acclimate.engines.score import bits_per_byte
-from acclimate.engines.search import search
-from acclimate.engines.tensors import merge_in_memory
 from acclimate.errors import AcclimateError
 from acclimate.experiments import load as experiment
 from acclimate.measure import limited
@@ -21,38 +18,8 @@ from acclimate.model import Model
 from acclimate.models import routed
 from acclimate.parts import layer_groups, routes
 from acclimate.parts.routes import Route
+from strategy_tools import Bench
 from worlds import model_of, network
-
-
-class Tools:
-    """Engines for strategies, in memory."""
-
-    seed = 0
-
-    def __init__(self, folder):
-        self.folder, self.notes = folder, {}
-
-    def bits(self, model, domain, split="validation", most=60_000):
-        return bits_per_byte(model, limited(domain, split, most), rows=8).value
-
-    def search(self, name, fitness, start, **given):
-        return search(fitness, start, seed=self.seed, log=self.folder / f"{name}.jsonl", **given)
-
-    def pareto(self, name, fitness, start, **given):
-        return pareto(fitness, start, seed=self.seed, log=self.folder / f"{name}.jsonl", **given)
-
-    def merge(self, name, method, tuned, base=None, settings=None):
-        states = [weights_of(model) for model in tuned]
-        merged = merge_in_memory(method, None if base is None else weights_of(base), states, settings, seed=self.seed)
-        made = tuned[0].copy(name)
-        made.net.load_state_dict(merged, strict=False)
-        return made
-
-    def keep(self, name, model):
-        return model
-
-    def note(self, name, value):
-        self.notes[name] = value
 
 
 def changed(model, name, seed, size=0.05):
@@ -270,7 +237,7 @@ def test_what_cannot_be_routed_is_one_line(pair, tokenizer):
 
 def test_weights_are_searched_and_the_winner_is_merged(trio, pipes, kitchen, tmp_path):
     base, a, b = trio
-    tools = Tools(tmp_path)
+    tools = Bench(tmp_path)
     method = load("merging.evolutionary", trials=30, search_bytes=1500)
     made = method.run(tools, start=base, tuned=[a, b], one=pipes, two=kitchen)
     assert list(made) == ["ps"]
@@ -285,7 +252,7 @@ def test_weights_are_searched_and_the_winner_is_merged(trio, pipes, kitchen, tmp
 
 def test_routes_are_searched_from_model_a(trio, pipes, tmp_path):
     base, a, b = trio
-    tools = Tools(tmp_path)
+    tools = Bench(tmp_path)
     method = load("merging.evolutionary", space="dfs", route_trials=24, route_population=8, repeats=2, search_bytes=1500)
     made = method.run(tools, start=base, tuned=[a, b], text=pipes)
     note = tools.notes["dfs"]
@@ -298,12 +265,12 @@ def test_routes_are_searched_from_model_a(trio, pipes, tmp_path):
 
 def test_both_spaces_and_a_front(trio, pipes, kitchen, tmp_path):
     base, a, b = trio
-    tools = Tools(tmp_path)
+    tools = Bench(tmp_path)
     few = {"trials": 5, "population": 4, "route_trials": 4, "route_population": 3, "search_bytes": 800}
     made = load("merging.evolutionary", space="ps_dfs", **few).run(tools, start=base, tuned=[a, b], text=pipes)
     assert list(made) == ["ps", "dfs"]
     assert tools.notes["dfs"]["start_score"] == pytest.approx(tools.bits(made["ps"], pipes, most=800))
-    tools = Tools(tmp_path / "front")
+    tools = Bench(tmp_path / "front")
     found = load("merging.evolutionary", algorithm="nsga2", **few).run(tools, start=base, tuned=[a, b], one=pipes, two=kitchen)
     assert np.array(tools.notes["ps"]["front"]).shape[1] == 2
     assert list(found) == ["ps"]

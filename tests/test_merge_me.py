@@ -6,47 +6,19 @@ import pytest
 import torch
 
 from acclimate.domain import Domain
-from acclimate.engines.score import bits_per_byte
-from acclimate.engines.tensors import merge_in_memory
 from acclimate.engines.train import Training, train
 from acclimate.errors import AcclimateError
 from acclimate.experiments import load as experiment
 from acclimate.experiments.fixture import documents
 from acclimate.method import load
 from acclimate.models.moe import layers_of
+from strategy_tools import Bench
 from worlds import model_of, network, sentences
-
-
-class Bench:
-    """The engines a strategy is handed, on networks in memory."""
-
-    seed = 3
-
-    def __init__(self, folder):
-        self.folder, self.notes, self.settings = folder, {}, {}
-
-    def train(self, name, start, objective, domains, **settings):
-        self.settings[name] = settings
-        few = {"steps": 2, "batch_tokens": 128, "row_tokens": 64, "watch_every": 100}
-        return train(start, objective, domains, Training(**{**settings, **few}), self.folder / name, name=name).model
-
-    def merge(self, name, method, tuned, base=None, settings=None):
-        made = base.copy(name)
-        states = [dict(model.net.named_parameters()) for model in tuned]
-        merged = merge_in_memory(method, dict(base.net.named_parameters()), states, settings, seed=self.seed)
-        made.net.load_state_dict(merged, strict=False)
-        return made
-
-    def bits(self, model, domain, split="validation", most=60_000):
-        return bits_per_byte(model, domain.texts(split)).value
-
-    def note(self, name, value):
-        self.notes[name] = value
 
 
 @pytest.fixture
 def tools(tmp_path, cache):
-    return Bench(tmp_path / "work")
+    return Bench(tmp_path / "work", seed=3, steps=2, row_tokens=64)
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +105,8 @@ def test_fine_tuning(tools, models, domains, finetune):
     before, after = (model.net.state_dict() for model in made.values())
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert all((".gate." in name) for name in changed) == (finetune == "router")
-    assert tools.settings["tuned"] == {"steps": 5, "lr": 1e-3 if finetune == "router" else 1e-4}
+    asked = tools.trained["tuned"]
+    assert (asked["steps"], asked["lr"]) == (5, 1e-3 if finetune == "router" else 1e-4)
     assert set(made["tuned"].notes["made"]["data"]) == set(domains)
 
 

@@ -11,16 +11,14 @@ from acclimate.engines.candidates import alike, signature, variation, weights_of
 from acclimate.engines.fused import fused_teacher
 from acclimate.engines.rows import TokenRows
 from acclimate.engines.score import bits_per_byte
-from acclimate.engines.search import search
 from acclimate.engines.settings import Training
-from acclimate.engines.tensors import merge_in_memory
 from acclimate.engines.words import Taught
 from acclimate.errors import AcclimateError
 from acclimate.experiments import load as experiment
-from acclimate.measure import limited
 from acclimate.method import load
 from acclimate.models.seedling import build_tokenizer
 from acclimate.parts.alignment import Vocabulary, align, carry, edit_distance, fuse, partners, relations, source_share, spellings, warp
+from strategy_tools import Bench
 from worlds import model_of, network, sentences
 
 
@@ -204,35 +202,7 @@ def test_settings_and_models_are_part_of_the_fingerprint(tiny, source):
 # the strategy
 
 
-class Tools:
-    """Engines for strategies, in memory but for the checkpoints of training."""
-
-    seed = 0
-
-    def __init__(self, folder):
-        self.folder, self.notes, self.trained = folder, {}, []
-
-    def bits(self, model, domain, split="validation", most=60_000):
-        return bits_per_byte(model, limited(domain, split, most)).value
-
-    def search(self, name, fitness, start, **given):
-        return search(fitness, start, seed=self.seed, log=self.folder / f"{name}.jsonl", **given)
-
-    def merge(self, name, method, tuned, base=None, settings=None):
-        states = [weights_of(model) for model in tuned]
-        merged = merge_in_memory(method, None if base is None else weights_of(base), states, settings, seed=self.seed)
-        made = tuned[0].copy(name)
-        made.net.load_state_dict(merged, strict=False)
-        made.net.eval()
-        return made
-
-    def train(self, name, start, objective, domains, *, adapter=None, teacher=None, **settings):
-        self.trained.append((name, teacher.name, settings))
-        given = {"steps": 12, "batch_tokens": 256, "row_tokens": 64, "teacher_k": settings["teacher_k"], "lr": 3e-3}
-        return engine.train(start, objective, domains, Training(**given), self.folder / name, teacher=teacher, name=name).model
-
-    def note(self, name, value):
-        self.notes[name] = value
+FEW = {"steps": 12, "batch_tokens": 256, "row_tokens": 64, "lr": 3e-3}
 
 
 def moved(model, name, seed):
@@ -246,7 +216,7 @@ def moved(model, name, seed):
 
 @pytest.mark.parametrize("operator", ["linear", "task_arithmetic", "ties", "dare", "dare_ties"])
 def test_like_models_are_merged_by_search(tiny, pipes, tmp_path, operator):
-    tools = Tools(tmp_path)
+    tools = Bench(tmp_path, **FEW)
     method = load("merging.unconstrained", operator=operator, trials=9, population=4, search_bytes=800, granularity="module")
     made = method.run(tools, start=tiny, tuned=[moved(tiny, "a", 1), moved(tiny, "b", 2)], text=pipes)
     assert list(made) == ["group0", "merged"]
@@ -258,17 +228,17 @@ def test_like_models_are_merged_by_search(tiny, pipes, tmp_path, operator):
 
 def test_unlike_models_teach_the_pivot_and_the_taught_ones_are_merged(tiny, source, tokenizer, pipes, cache, tmp_path):
     third = model_of(network("llama", tokenizer, seed=8, intermediate_size=96), tokenizer, name="third")  # same tokenizer, another shape
-    tools = Tools(tmp_path)
+    tools = Bench(tmp_path, **FEW)
     method = load("merging.unconstrained", trials=4, population=3, search_bytes=500, granularity="model", top_k=6)
     tuned = [moved(tiny, "a", 1), source, moved(tiny, "b", 2), third]
     made = method.run(tools, start=tiny, tuned=tuned, fuse=pipes, text=pipes)
     assert list(made) == ["group0", "group1", "group2", "group1-taught", "group2-taught", "merged"]
     assert [row["models"] for row in tools.notes["dispatch"]] == [["a", "b"], ["source"], ["third"]]
     assert [row["like the pivot"] for row in tools.notes["dispatch"]] == [True, False, False]
-    assert tools.trained == [
-        (f"group{i}-taught", f"group0 with {name}", {"lr": 2e-5, "epochs": 3.0, "teacher_k": 6})
-        for i, name in ((1, "source"), (2, "third"))
-    ]
+    for i, name in ((1, "source"), (2, "third")):
+        asked = tools.trained[f"group{i}-taught"]
+        assert asked["teacher"].name == f"group0 with {name}"
+        assert (asked["lr"], asked["epochs"], asked["teacher_k"]) == (2e-5, 3.0, 6)
     assert tools.notes["group2-taught-alignment"]["exact"] > tools.notes["group1-taught-alignment"]["exact"] > 0
     taught = [made["group1-taught"], made["group2-taught"]]
     weights = variation(made["group0"], taught)
@@ -283,13 +253,13 @@ def test_groups_and_what_is_missing(tiny, source, pipes, tmp_path):
     assert [[model.name for model in group] for group in alike([a, source, tiny])] == [["a", "tiny"], ["source"]]
     assert signature(a) == signature(tiny)
     method = load("merging.unconstrained")
-    assert method.run(Tools(tmp_path), start=tiny, tuned=[a])["merged"] is a
+    assert method.run(Bench(tmp_path, **FEW), start=tiny, tuned=[a])["merged"] is a
     with pytest.raises(AcclimateError, match="needs a start model"):
         method.run(None, start=tiny, tuned=[])
     with pytest.raises(AcclimateError, match="source is unlike tiny"):
-        method.run(Tools(tmp_path), start=tiny, tuned=[source])
+        method.run(Bench(tmp_path, **FEW), start=tiny, tuned=[source])
     with pytest.raises(AcclimateError, match="searches weights on text"):
-        method.run(Tools(tmp_path), start=tiny, tuned=[a, tiny], fuse=pipes)
+        method.run(Bench(tmp_path, **FEW), start=tiny, tuned=[a, tiny], fuse=pipes)
 
 
 def test_through_the_engines_with_tied_weights(source, pipes, cache, tmp_path):

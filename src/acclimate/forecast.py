@@ -9,7 +9,7 @@ A model of more than ``WHOLE`` weights is probed with one and with two of its la
 extended along a straight line to all layers: the prediction then needs neither the download nor the memory of the model it is
 about. (Loading from disk is then predicted by the making of fresh weights.)
 
-Not predicted: the measuring of the finished models, strategies (their steps depend on what they find), and imports.
+Not predicted: the measuring of the finished models, strategies (their steps depend on what they find), the seconds of merges, imports.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from statistics import mean, median
 from typing import Any
 
 from .errors import AcclimateError
-from .kinds import Strategy
+from .kinds import Merge, Strategy
 from .recipe import Recipe, Step
 
 WHOLE = 200_000_000  # weights up to which the model is probed whole
@@ -43,6 +43,12 @@ def forecast(recipe: Recipe) -> dict[str, Any]:
         if isinstance(step.method, Strategy):
             nothing = {"tokens": 0, "memory_bytes": 0, "seconds": 0.0}
             rows.append({"name": step.name, "trains": "a strategy: several steps, each probed when it runs", **nothing})
+            continue
+        if isinstance(step.method, Merge):
+            from .engines.tensors import chunks
+
+            memory = chunks(len(step.tuned) + 1, os.cpu_count() or 1)
+            rows.append({"name": step.name, "trains": "a merge: streamed from disk", "tokens": 0, "memory_bytes": memory, "seconds": 0.0})
             continue
         probes = [_probe(recipe, step, layers) for layers in _layers(recipe, step)]
         rows.append(_extend(step, probes, opened))
@@ -146,12 +152,12 @@ def _measure(path: str, name: str, layers: int, folder: str) -> dict[str, Any]:
     """In the child: the step is made with a few optimizer steps; returns seconds and peak bytes."""
     import psutil
 
-    from . import execute
+    from . import tools as maker
     from .engines import train as engine
     from .engines.forward import packs
-    from .execute import Tools
     from .recipe import training
     from .runs import Run
+    from .tools import Tools
 
     recipe = Recipe.read(path)
     step = next(step for step in recipe.steps if step.name == name)
@@ -168,7 +174,7 @@ def _measure(path: str, name: str, layers: int, folder: str) -> dict[str, Any]:
     start, total_layers, size = _start(ref, layers)
     in_place = step.adapter is None and 5 * size > psutil.virtual_memory().available
     if layers:
-        execute._too_large_to_copy = lambda model: in_place  # decided for the whole model, not for a few layers of it
+        maker._too_large_to_copy = lambda model: in_place  # decided for the whole model, not for a few layers of it
     loading = time.perf_counter() - began
 
     tools = Tools(recipe, run)
@@ -225,7 +231,7 @@ def _seconds(work: Any) -> float:
 
 def _recalled(tools: Any, ref: str, name: str) -> float:
     """Let the start model write a part of a recalled domain, put the domain in its place, and say how long all of it will take."""
-    from . import execute
+    from . import tools as maker
     from .engines.generate import recall
 
     spec = tools.recipe.domains[name]
@@ -236,7 +242,7 @@ def _recalled(tools: Any, ref: str, name: str) -> float:
     texts = recall(model, min(wanted, RECALLED), seed=tools.recipe.seed)
     seconds = time.perf_counter() - began
     share = len(texts) / min(wanted, RECALLED)
-    tools.domains[name] = execute._recalled(name, (texts * math.ceil(wanted / RECALLED))[: round(share * wanted)], "")
+    tools.domains[name] = maker._recalled(name, (texts * math.ceil(wanted / RECALLED))[: round(share * wanted)], "")
     return seconds * math.ceil(wanted / RECALLED)
 
 

@@ -88,15 +88,15 @@ class Sums:
         return Sums(self.merged + other.merged, self.parts + other.parts, self.dots + other.dots, self.changed + other.changed)
 
 
+def chunks(parts: int, workers: int, entries: int = CHUNK) -> int:
+    """Bytes that chunks of so many inputs (the base among them) take at most, with what a method holds beside them."""
+    return workers * (entries * (parts * (4 + 4) + parts * 4 * TEMPORARIES + 12) + (16 << 20))
+
+
 def forecast(works: Sequence[Work], workers: int) -> int:
     """Bytes that the chunks of a merge take at most, beside the program itself."""
-    most = 0
-    for work in works:
-        first, last = max(work.spans(), key=lambda span: span[1] - span[0], default=(0, 0))
-        held = len(work.parts) * (4 + 4) + len(work.tuned) * 4 * TEMPORARIES * (work.method is not None)
-        most = max(most, (last - first) * (held + 12))
-    counts = sum(16 << 20 for work in works[:1] if work.method is not None)
-    return workers * (most + counts)
+    sizes = [(len(work.parts), max((last - first for first, last in work.spans()), default=0)) for work in works]
+    return max((chunks(parts, workers, entries) for parts, entries in sizes), default=0)
 
 
 def merge(

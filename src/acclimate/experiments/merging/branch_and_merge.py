@@ -19,8 +19,8 @@ from ... import datasets
 from ...domain import Domain
 from ...measure import limited
 from ...method import load
-from ..bench import Bench, base_model
 from ..fixture import documents
+from ..workbench import Workbench, base_model
 
 if TYPE_CHECKING:
     from ...model import Model
@@ -57,7 +57,7 @@ def run(seed: int, tiny: bool, work: Path) -> dict[str, Any]:
     size = TINY if tiny else FULL
     start = base_model(tiny, work)
     domains = {name: _domain(name, tiny) for name in (TARGET, *OLD)}
-    bench = Bench("branch_and_merge", seed, work, batch_tokens=size.batch_tokens, row_tokens=size.row_tokens)
+    bench = Workbench("branch_and_merge", seed, work, batch_tokens=size.batch_tokens, row_tokens=size.row_tokens)
     given: dict[str, Any] = {"slices": size.slices, "slice_steps": size.steps, "lr": 1e-3}
     text = {"target": domains[TARGET], "replay": domains[REPLAY]}
     made = load("merging.branch_and_merge", **given, baseline=True).run(bench.named("slerp"), start=start, **text)

@@ -14,7 +14,7 @@ order, and what DARE and the search draw.
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,10 +23,11 @@ import numpy as np
 
 from ... import datasets
 from ...domain import Domain
+from ...engines.candidates import merged
 from ...files import read_json, write_json
-from ...measure import limited
 from ...method import load
 from ..fixture import documents, fixture, tiny_model
+from ..workbench import Workbench, nats_per_token
 
 if TYPE_CHECKING:
     from ...model import Model
@@ -64,11 +65,12 @@ def run(seed: int, tiny: bool, work: Path) -> dict[str, Any]:
     size = TINY if tiny else FULL
     base, experts = _models(tiny)
     domains = {name: _domain(name, tiny) for name in DOMAINS}
-    tools = _Tools(seed, work)
+    tools = Workbench("dam", seed, work)
     taught = {name: _some(domain, size.train_bytes, seed) for name, domain in domains.items()}
 
     def plain(method: str, **settings: Any) -> "Callable[[], Model]":
-        return lambda: tools.merge(method, load(f"merging.{method}", **settings), experts, base)
+        made = load(f"merging.{method}", **settings)
+        return lambda: merged(made, base if "base" in made.asked() else None, experts, seed=seed)
 
     def searched() -> "Model":
         method = load("merging.evolutionary", space="ps", trials=size.trials, search_bytes=size.search_bytes)
@@ -87,10 +89,10 @@ def run(seed: int, tiny: bool, work: Path) -> dict[str, Any]:
         "DAM": learned,
     }
     found = {arm: _arm(work / f"{arm}.json", tools, make, domains, size) for arm, make in made.items()}
-    own = {name: _loss(expert, domains[name], size) for name, expert in zip(DOMAINS, experts, strict=True)}
+    own = {name: nats_per_token(expert, domains[name], size.test_bytes) for name, expert in zip(DOMAINS, experts, strict=True)}
     arms = {arm: float(np.mean(list(row["loss"].values()))) for arm, row in found.items()}
     arms |= {"each expert on its own": float(np.mean(list(own.values())))}
-    arms |= {"seconds of DAM": found["DAM"]["seconds"], "seconds of evolution": tools.notes["ps"]["seconds"]}
+    arms |= {"seconds of DAM": found["DAM"]["seconds"], "seconds of evolution": tools.notes["dam.ps"]["seconds"]}
     return {"arms": arms, "details": {"by domain": {arm: row["loss"] for arm, row in found.items()} | {"own": own}, "notes": tools.notes}}
 
 
@@ -125,70 +127,19 @@ def _some(domain: Domain, most: int, seed: int) -> Domain:
     return Domain.from_texts(domain.name, taken, splits=False)
 
 
-def _arm(path: Path, tools: "_Tools", make: "Callable[[], Model]", domains: dict[str, Domain], size: Size) -> dict[str, Any]:
+def _arm(path: Path, tools: Workbench, make: "Callable[[], Model]", domains: dict[str, Domain], size: Size) -> dict[str, Any]:
     """Loss by domain and seconds of one arm, kept in ``path``."""
     if not path.is_file():
+        shutil.rmtree(tools.tools.run.folder, ignore_errors=True)  # what was begun is begun anew, so that seconds are of the whole
+        tools.tools.run.made.clear()
         begun = time.perf_counter()
         model = make()
         seconds = time.perf_counter() - begun
-        loss = {name: _loss(model, domain, size) for name, domain in domains.items()}
+        loss = {name: nats_per_token(model, domain, size.test_bytes) for name, domain in domains.items()}
         write_json(path, {"loss": loss, "seconds": seconds, "notes": tools.notes})
     found = read_json(path)
     tools.notes |= found["notes"]
     return found
-
-
-def _loss(model: "Model", domain: Domain, size: Size) -> float:
-    from ...engines.score import bits_per_byte
-
-    found = bits_per_byte(model, limited(domain, "test", size.test_bytes))
-    return float(found.nats.sum() / found.tokens.sum())
-
-
-class _Tools:
-    """The engines in memory, without a run directory; what was begun is begun anew, so that seconds are of the whole."""
-
-    def __init__(self, seed: int, work: Path):
-        self.seed, self.work = seed, work
-        self.notes: dict[str, Any] = {}
-
-    def train(self, name: str, start: "Model", objective: Any, domains: Any, *, teacher: Any = None, **settings: Any) -> "Model":
-        from ...engines.train import Training, train
-
-        shutil.rmtree(self.work / name, ignore_errors=True)
-        plan = Training(seed=self.seed, watch_every=10**6, checkpoint_every=10**6, **settings)
-        done = train(start, objective, domains, plan, self.work / name, teacher=teacher, name=name)
-        self.notes[f"{name}.cost"] = done.cost
-        return done.model
-
-    def merge(self, name: str, method: Any, tuned: "list[Model]", base: "Model | None" = None, settings: Any = None) -> "Model":
-        import torch
-
-        from ...engines.candidates import weights_of
-        from ...engines.tensors import merge_in_memory
-
-        start: Mapping | None = None if base is None else weights_of(base)
-        merged = merge_in_memory(method, start, [weights_of(model) for model in tuned], settings, seed=self.seed)
-        made = tuned[0].copy(name)
-        with torch.no_grad():
-            for key, weight in made.net.named_parameters():
-                weight.copy_(merged[key])
-        made.net.eval()
-        return made
-
-    def search(self, name: str, fitness: Any, start: Any, **options: Any) -> Any:
-        from ...engines.search import search
-
-        (self.work / f"{name}.jsonl").unlink(missing_ok=True)
-        return search(fitness, start, seed=self.seed, log=self.work / f"{name}.jsonl", **options)
-
-    def bits(self, model: "Model", domain: Domain, split: str = "validation", most: int = 60_000) -> float:
-        from ...engines.score import bits_per_byte
-
-        return bits_per_byte(model, limited(domain, split, most)).value
-
-    def note(self, name: str, value: Any) -> None:
-        self.notes[name] = value
 
 
 def clauses(figures: dict[str, list[float]]) -> list[tuple[str, bool]]:

@@ -20,9 +20,10 @@ import numpy as np
 
 from ... import datasets
 from ...domain import Domain
+from ...engines.candidates import merged
 from ...method import load
 from ..fixture import documents, tiny_model
-from ._workshop import Workshop, nats_per_token
+from ..workbench import Workbench, nats_per_token
 
 if TYPE_CHECKING:
     from ...model import Model
@@ -60,18 +61,18 @@ def run(seed: int, tiny: bool, work: Path) -> dict[str, Any]:
     """Every arm's loss; experts and searches that lie in ``work`` already are gone on with."""
     size = TINY if tiny else FULL
     domains, base = _domains(tiny), _base(tiny)
-    tools = Workshop(seed, work)
+    tools = Workbench("experts", seed, work)
     given = {"steps": size.steps, "lr": 1e-3, "row_tokens": size.row_tokens, "batch_tokens": size.batch_tokens}
     experts = [tools.train(name, base, load("objectives.causal_lm"), domain, **given) for name, domain in domains.items()]
     arms: dict[str, Model] = dict(zip(domains, experts, strict=True))
-    arms["average"] = tools.merge("average", load("merging.linear"), experts)
-    sums = [tools.merge("sum", load("merging.task_arithmetic", scale=length), experts, base) for length in size.lengths]
+    arms["average"] = merged(load("merging.linear"), None, experts)
+    sums = [merged(load("merging.task_arithmetic", scale=length), base, experts) for length in size.lengths]
     scores = [_searched(tools, model, domains, size) for model in sums]
     arms["task arithmetic"] = sums[int(np.argmin(scores))]
-    arms["TIES"] = tools.merge("TIES", load("merging.ties"), experts, base)
+    arms["TIES"] = merged(load("merging.ties"), base, experts)
 
     routes = {"route_trials": size.route_trials, "route_population": 0, "repeats": 2, "search_bytes": size.search_bytes}
-    both, alone = Workshop(seed, work, "both-"), Workshop(seed, work, "alone-")
+    both, alone = (Workbench(name, seed, work) for name in ("both", "alone"))
     found = load("merging.evolutionary", space="ps_dfs", trials=size.trials, **routes).run(both, start=base, tuned=experts, **domains)
     arms |= {"PS": found["ps"], "PS+DFS": found["dfs"]}
     arms["DFS"] = load("merging.evolutionary", space="dfs", **routes).run(alone, start=base, tuned=experts, **domains)["dfs"]
@@ -84,7 +85,7 @@ def run(seed: int, tiny: bool, work: Path) -> dict[str, Any]:
         "by text": loss,
         "best by hand": chosen,
         "length of task arithmetic": size.lengths[int(np.argmin(scores))],
-        "searches": {"PS": both.notes["ps"], "PS+DFS": both.notes["dfs"], "DFS": alone.notes["dfs"]},
+        "searches": {"PS": both.notes["both.ps"], "PS+DFS": both.notes["both.dfs"], "DFS": alone.notes["alone.dfs"]},
     }
     return {"arms": figures, "details": details}
 
@@ -101,7 +102,7 @@ def _domains(tiny: bool) -> dict[str, Domain]:
     return {name: datasets.load(source) for name, source in DOMAINS.items()}
 
 
-def _searched(tools: Workshop, model: "Model", domains: dict[str, Domain], size: Size) -> float:
+def _searched(tools: Workbench, model: "Model", domains: dict[str, Domain], size: Size) -> float:
     """What the searches minimise."""
     return float(np.mean([tools.bits(model, domain, most=size.search_bytes) for domain in domains.values()]))
 

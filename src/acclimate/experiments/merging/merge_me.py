@@ -23,9 +23,11 @@ import torch
 
 from ... import datasets
 from ...domain import Domain
+from ...engines.candidates import merged
 from ...files import cache_dir, digest, read_json, write_json
 from ...method import load
 from ..fixture import documents, fixture, tiny_model
+from ..workbench import Workbench
 
 if TYPE_CHECKING:
     from ...model import Model
@@ -68,35 +70,6 @@ FULL = Size()
 TINY = Size(4, 8, 24, 1, 1, 1, 64, 1)
 
 
-class _Engines:
-    """The engines as the strategy uses them, on models in memory; the figures are what is kept."""
-
-    def __init__(self, seed: int, work: Path, size: Size):
-        self.seed, self.work, self.size = seed, work, size
-        self.notes: dict[str, Any] = {}
-
-    def train(self, name: str, start: "Model", objective: Any, domains: Any, **settings: Any) -> "Model":
-        from ...engines.train import Training, tidy, train
-
-        plan: dict[str, Any] = {"batch_tokens": self.size.batch, "row_tokens": self.size.width, "watch_every": 10**6}
-        folder = self.work / "runs" / f"{name}-{digest([start.fingerprint, settings])}"
-        made = train(start, objective, domains, Training(**plan, seed=self.seed, checkpoint_every=10**6, **settings), folder, name=name)
-        tidy(folder)
-        return made.model
-
-    def merge(self, name: str, method: Any, tuned: "list[Model]", base: "Model", settings: Any = None) -> "Model":
-        from ...engines.tensors import merge_in_memory
-
-        made = base.copy(name)
-        states = [dict(model.net.named_parameters()) for model in tuned]
-        merged = merge_in_memory(method, dict(base.net.named_parameters()), states, settings, seed=self.seed)
-        made.net.load_state_dict(merged, strict=False)  # tied weights stand once
-        return made
-
-    def note(self, name: str, value: Any) -> None:
-        self.notes[name] = value
-
-
 def run(seed: int, tiny: bool, work: Path) -> dict[str, Any]:
     """Every arm's loss; arms whose figure lies in ``work`` already are not made again."""
     if not tiny:
@@ -113,12 +86,13 @@ def run(seed: int, tiny: bool, work: Path) -> dict[str, Any]:
 
 def _run(seed: int, size: Size, base: "Model", experts: "list[Model]", domains: dict[str, Domain], work: Path) -> dict[str, Any]:
     texts = {name: _texts(base, domain, size, seed) for name, domain in domains.items()}
-    tools = _Engines(seed, work, size)
+    tools = Workbench("merge_me", seed, work, batch_tokens=size.batch, row_tokens=size.width)
 
     def mixture(stage: str, **settings: Any) -> "Model":
         method = load("merging.merge_me", prompt_tokens=size.prompt, **settings)
         text = domains if stage == "tuned" else {}
-        return method.run(tools, start=base, tuned=experts, **text)[stage]
+        name = "-".join(map(str, ["mixture", *settings.values()]))
+        return method.run(tools.named(name), start=base, tuned=experts, **text)[stage]
 
     def tuned(merge: str) -> "Model":
         return mixture("tuned", merge=merge, routing="linear", finetune="all", steps=size.steps, lr=5e-4)
@@ -129,10 +103,11 @@ def _run(seed: int, size: Size, base: "Model", experts: "list[Model]", domains: 
             bridge_lr=2e-3, lr=5e-4,
         )  # fmt: skip
         some = [model for model, name in zip(experts, DOMAINS, strict=True) if name != NARROW]
-        return method.run(tools, start=base, tuned=[*some, *more], **domains)["tuned"]
+        return method.run(tools.named(f"whole-{len(more)}"), start=base, tuned=[*some, *more], **domains)["tuned"]
 
     def dense(merge: str) -> "Model":
-        return tools.merge("dense", load("merging.merge_me", merge=merge).merger(len(experts)), experts, base)
+        method = load("merging.merge_me", merge=merge).merger(len(experts))
+        return merged(method, base if "base" in method.asked() else None, experts, seed=seed)
 
     make: dict[str, Callable[[], Model]] = {
         "base": lambda: base,

@@ -21,8 +21,8 @@ from ...domain import Domain
 from ...files import digest
 from ...measure import limited
 from ...method import load
-from ..bench import Bench, base_model
 from ..fixture import documents
+from ..workbench import Workbench, base_model
 
 if TYPE_CHECKING:
     from ...model import Model
@@ -58,7 +58,7 @@ class Size:
 FULL, TINY = Size(), Size(2, 2, 128, 32, 2, 500, 4, 300)
 
 
-class _Bench(Bench):
+class _Bench(Workbench):
     """Scores text and answers alike in nats per token, as the experiment does."""
 
     size = FULL

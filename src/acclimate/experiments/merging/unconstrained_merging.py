@@ -19,10 +19,11 @@ import numpy as np
 
 from ... import datasets
 from ...domain import Domain
+from ...engines.candidates import merged
 from ...files import cache_dir
 from ...method import load
 from ..fixture import documents, tiny_model
-from ._workshop import Workshop, nats_per_token
+from ..workbench import Workbench, nats_per_token
 
 if TYPE_CHECKING:
     from ...model import Model
@@ -65,13 +66,13 @@ def run(seed: int, tiny: bool, work: Path) -> dict[str, Any]:
     size = TINY if tiny else FULL
     domains, base = _domains(tiny), _base(tiny)
     sources = [_source(name, vocabulary, domains, size, tiny) for name, vocabulary in zip(domains, size.vocabularies, strict=True)]
-    tools = Workshop(seed, work)
+    tools = Workbench("experts", seed, work)
     given = {"steps": size.steps, "lr": 1e-3, "row_tokens": size.row_tokens, "batch_tokens": size.batch_tokens}
     experts = [tools.train(name, base, load("objectives.causal_lm"), domain, **given) for name, domain in domains.items()]
     taught = _mix(domains, size.fuse_bytes, seed)
 
     common = {"trials": size.trials, "search_bytes": size.search_bytes}
-    teaching = Workshop(seed, work, "layers-", row_tokens=size.row_tokens, batch_tokens=size.fuse_tokens)
+    teaching = Workbench("layers", seed, work, row_tokens=size.row_tokens, batch_tokens=size.fuse_tokens)
     method = load("merging.unconstrained", lr=5e-4, epochs=size.epochs, **common)
     found = method.run(teaching, start=base, tuned=[*experts, *sources], fuse=taught, **domains)
     pivot = found["group0"]
@@ -85,8 +86,8 @@ def run(seed: int, tiny: bool, work: Path) -> dict[str, Any]:
     arms: dict[str, Model] = {
         "maths expert": experts[0],
         "code expert": experts[1],
-        "average": tools.merge("average", load("merging.linear"), experts),
-        "model-wise": whole.blend(Workshop(seed, work, "whole-"), "whole", base, experts, domains),
+        "average": merged(load("merging.linear"), None, experts),
+        "model-wise": whole.blend(Workbench("whole", seed, work), "whole", base, experts, domains),
         "layer-wise": pivot,
         "cross-entropy": plain[0],
         "cross-entropy, two averaged": whole.last(tools, pivot, plain, domains),
@@ -97,11 +98,11 @@ def run(seed: int, tiny: bool, work: Path) -> dict[str, Any]:
     loss = {arm: {name: nats_per_token(model, domain, size.test_bytes) for name, domain in domains.items()} for arm, model in arms.items()}
     bits = {model.name: {name: tools.bits(model, domain, "test", size.test_bytes) for name, domain in domains.items()} for model in sources}
     figures = {arm: float(np.mean(list(by_text.values()))) for arm, by_text in loss.items()}
-    aligned = {name: teaching.notes[f"group{i}-taught-alignment"] for i, name in enumerate(domains, 1)}
+    aligned = {name: teaching.notes[f"layers.group{i}-taught-alignment"] for i, name in enumerate(domains, 1)}
     figures |= {f"exact alignment with the {name} source": facts["exact"] for name, facts in aligned.items()}
     return {
         "arms": figures,
-        "details": {"by text": loss, "alignment": aligned, "bits per byte of the sources": bits, "search": teaching.notes["group0"]},
+        "details": {"by text": loss, "alignment": aligned, "bits per byte of the sources": bits, "search": teaching.notes["layers.group0"]},
     }
 
 
@@ -139,7 +140,7 @@ def _source(name: str, vocabulary: int, domains: dict[str, Domain], size: Size, 
     start = tiny_model("causal", seed=1) if tiny else Model.load("seedling")
     key = digest([__version__, name, vocabulary, size.source_steps, start.fingerprint, domains[name].fingerprint])
     folder = cache_dir("experiments", "unconstrained_merging", key)
-    tools = Workshop(0, folder)
+    tools = Workbench("source", 0, folder)
     given = {"steps": size.source_steps, "lr": 1e-3, "row_tokens": size.row_tokens, "batch_tokens": size.batch_tokens}
     texts = [text for domain in domains.values() for text in domain.texts("train")[:3000]]
     made = tools.train(f"{name}-source", revocabulated(start, texts, vocabulary), load("objectives.causal_lm"), domains[name], **given)

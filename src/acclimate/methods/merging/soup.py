@@ -25,12 +25,13 @@ class Soup(Strategy):
 
     selection: Annotated[str, Setting("greedy by validation, or all of them", choices=("greedy", "uniform"))] = "greedy"
 
-    def run(self, tools: Any, *, start: Any, tuned: list[Any], **domains: Domain) -> dict[str, Any]:
+    def run(self, tools: Any, *, start: Any = None, tuned: list[Any] | None = None, **domains: Domain) -> dict[str, Any]:
         """The averaged model; which models went in and the curve are noted."""
 
         def bits(model: Any) -> float:
             return sum(tools.bits(model, domain) for domain in domains.values()) / len(domains)
 
+        tuned = tuned or []
         members = list(range(len(tuned)))
         if self.selection == "greedy" and domains:
             alone = [bits(model) for model in tuned]

@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..execute import Tools, _Named
+from ..domain import Domain
+from ..measure import limited
 from ..recipe import Recipe, Step
 from ..runs import Run
+from ..tools import Named, Tools
 
 if TYPE_CHECKING:
     from ..model import Model
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
 QUIET = {"checkpoint_every": 10**6, "watch_every": 10**6}
 
 
-class Bench(_Named):
+class Workbench(Named):
     """train, merge, keep, bits and note for one seed; ``settings`` of training win over a strategy's own, as a recipe's do."""
 
     def __init__(self, name: str, seed: int, work: Path, **settings: Any):
@@ -21,14 +23,22 @@ class Bench(_Named):
         super().__init__(Tools(recipe, Run(work / "run", seed)), Step(name, f"merging.{name}", "", {}, None, train={**QUIET, **settings}))
         self.notes: dict[str, Any] = {}
 
-    def named(self, name: str, **settings: Any) -> "Bench":
-        """The same bench, whose products and notes carry another name; more settings of training on top."""
+    def named(self, name: str, **settings: Any) -> "Workbench":
+        """The same tools, whose products and notes carry another name; more settings of training on top."""
         self.step = Step(name, self.step.use, "", {}, None, train={**self.step.train, **settings})
         return self
 
     def note(self, name: str, value: Any) -> None:
         """Keep a fact of the way, for the details of the result."""
         self.notes[f"{self.step.name}.{name}"] = value
+
+
+def nats_per_token(model: "Model", domain: Domain, most: int, split: str = "test") -> float:
+    """Mean surprise per token of the model's own tokenizer on the first ``most`` bytes of a split."""
+    from ..engines.score import bits_per_byte
+
+    found = bits_per_byte(model, limited(domain, split, most), rows=16)
+    return float(found.nats.sum() / found.tokens.sum())
 
 
 def base_model(tiny: bool, work: Path) -> "Model":
