@@ -370,3 +370,41 @@ def test_the_command_line(family, tmp_path, capsys, monkeypatch):
     )
     assert done.returncode == 2
     assert "name the models to merge" in done.stderr
+
+
+def test_a_folder_that_is_no_merge_is_left_alone(family, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("years of work")
+    with pytest.raises(AcclimateError, match="is no merged model; choose another place"):
+        acclimate.merge("linear", [str(family / "m1")], out=tmp_path / "out")
+    assert (tmp_path / "out" / "thesis.txt").exists()
+    acclimate.merge("linear", [str(family / "m1")], out=tmp_path / "new", check=False)
+    acclimate.merge("linear", [str(family / "m2")], out=tmp_path / "new", check=False)  # a merge may take a merge's place
+    assert torch.equal(weights(tmp_path / "new")["model.norm.weight"], weights(family / "m2")["model.norm.weight"])
+
+
+def test_a_chat_template_comes_from_whoever_has_one(family, tmp_path):
+    import shutil
+
+    for name in ("base", "m1"):
+        shutil.copytree(family / name, tmp_path / name)
+    (tmp_path / "base" / "chat_template.jinja").unlink()
+    acclimate.merge("task_arithmetic", [str(tmp_path / "m1")], base=str(tmp_path / "base"), out=tmp_path / "out", check=False)
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == (family / "m1" / "chat_template.jinja").read_text()
+
+
+def test_a_tuned_model_as_an_adapter_that_peft_loads(family, tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    found = acclimate.extract(str(family / "m1"), str(family / "base"), tmp_path / "adapter", energy=1.0)
+    assert found["energy_kept"] == pytest.approx(1, abs=1e-5)
+    net = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(family / "base"), tmp_path / "adapter")
+    ids = torch.tensor([[5, 9, 30, 7]])
+    want = Model.load(str(family / "m1")).net(ids).logits
+    assert torch.allclose(net.eval()(ids).logits, want, atol=1e-3)
+    few = acclimate.extract(str(family / "m1"), str(family / "base"), tmp_path / "few", rank=2)
+    assert set(few["ranks"].values()) == {2}
+    assert few["energy_kept"] < 0.9
+    with pytest.raises(AcclimateError, match="say how much"):
+        acclimate.extract(str(family / "m1"), str(family / "base"), tmp_path / "none")

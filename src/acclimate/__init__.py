@@ -18,6 +18,7 @@ _VERBS = {  # name -> module that holds it, imported at first use
     "compare": "report",
     "run": "execute",
     "merge": "merges",
+    "extract": "merges",
     "load": "method",
     "names": "method",
     "reproduce": "experiments",

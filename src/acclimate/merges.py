@@ -72,6 +72,28 @@ def merge(
     return merging.run(made, out, seed=seed, workers=workers, shard=shard, check=check, resume=resume, notes=notes)
 
 
+def extract(tuned: str, base: str, out: str | Path, *, rank: int = 0, energy: float = 0.0) -> dict[str, Any]:
+    """What ``tuned`` changed of ``base`` as a LoRA adapter in peft's own format, by SVD of each linear layer; loadable by plain peft.
+
+    Args:
+        rank: ranks kept of each layer; 0 = as many as ``energy`` asks for.
+        energy: share of each layer's squared singular values that is kept, from above 0 to 1.
+
+    Norms and embeddings that changed are kept whole. Gives the folder, the ranks, and the share of the change that the adapter holds.
+    """
+    from .engines.patches import Patch, differences
+    from .model import Model
+
+    if not rank and not 0 < energy <= 1:
+        raise AcclimateError("say how much of the change is kept: rank (a whole number), or energy (above 0, at most 1)")
+    start = Model.load(base)
+    patch = Patch.of_changes(start, differences(start, Model.load(tuned)), rank=rank, energy=energy or 1.0)
+    model = patch.attach(start, Path(out).name)
+    model.notes |= {"base": start.source, "base_fingerprint": start.fingerprint, "made": {"base": base, "method": "extract", "from": tuned}}
+    folder = model.save(out)
+    return {"folder": str(folder), "ranks": {path: low.b.shape[1] for path, low in patch.low.items()}, **patch.facts}
+
+
 def checked(method: Merge, models: int, has_base: bool) -> None:
     """Whether a method can work with so many models and this base. Raises AcclimateError."""
     least, most = method.takes

@@ -210,6 +210,27 @@ def merge(
 
 
 @app.command()
+def extract(
+    tuned: Annotated[str, typer.Argument(help="the tuned model")],
+    base: Annotated[str, typer.Option(help="what it was tuned from")],
+    out: Annotated[Path, typer.Option("--out", help="folder of the adapter")],
+    rank: Annotated[int, typer.Option(help="ranks kept of each layer; 0 = as many as --energy asks for")] = 0,
+    energy: Annotated[float, typer.Option(help="share of each layer's change that is kept")] = 0.0,
+    as_json: Json = False,
+) -> None:
+    """Turn what a tuned model changed into a LoRA adapter in peft's format: extract TUNED --base BASE --rank 16 --out ADAPTER."""
+    from ..merges import extract as run_extract
+
+    found = run_extract(tuned, base, out, rank=rank, energy=energy)
+    if as_json:
+        _emit(found)
+    else:
+        ranks = list(found["ranks"].values())
+        typer.echo(f"{len(ranks)} layers of rank {min(ranks)} to {max(ranks)} hold {found['energy_kept']:.1%} of the change")
+        typer.echo(f"adapter: {found['folder']}")
+
+
+@app.command()
 def plan(
     recipe: Annotated[str, typer.Argument(help="a recipe file, or the name of one of the package's own")], as_json: Json = False
 ) -> None:

@@ -20,7 +20,7 @@ from ..progress import say
 from .checkpoint import HEADS, Checkpoint, Slot
 from .layout import JOURNAL
 from .tensors import SHARD, Part, Work, forecast, merge
-from .vocabulary import Vocabulary, align, copy_files, table
+from .vocabulary import Vocabulary, align, copy_files, copy_template, table
 
 LAYER = re.compile(r"^(.*?\.?(?:layers|layer|h|blocks|block)\.)(\d+)(\..*)$")
 TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -122,6 +122,8 @@ def run(
     Gives the report: per tensor norm, cosine to each parent and share of changed weights; parents with hashes; vocabulary.
     """  # fmt: skip
     folder = Path(folder)
+    if folder.exists() and not (folder / REPORT).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise AcclimateError(f"{folder} exists and is no merged model; choose another place, or empty it")
     work = folder.parent / f".{folder.name}.merging"
     key = digest([[_identity(w) for w in made.works], seed, shard])
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -133,6 +135,7 @@ def run(
         try:
             facts = merge(made.works, work, seed=seed, workers=workers, shard=shard, key=key, what=made.method or "merge")
             made.vocabulary.write(work) if table_rows(made) else copy_files(made.vocabulary.owner, work)
+            copy_template(made.models, work)
         except OSError as error:
             import errno
 
@@ -148,7 +151,7 @@ def run(
         (work / "README.md").write_text(_card(folder.name, report), encoding="utf-8")
         (work / JOURNAL).unlink()
         if check:
-            report["probe"] = prove(work)
+            report["probe"] = prove(work, made.bytes)
             write_json(work / REPORT, report)
         if folder.exists():
             shutil.rmtree(folder)
@@ -160,13 +163,20 @@ def run(
     return {**report, "folder": str(folder)}
 
 
-def prove(folder: Path) -> dict[str, Any]:
-    """Load a merged model and run a probe through it. Raises AcclimateError if a weight does not fit or a logit is not finite."""
+def prove(folder: Path, size: int) -> dict[str, Any]:
+    """Load a merged model of ``size`` bytes and run a probe through it, in the type it is stored in.
+
+    Raises AcclimateError if a weight does not fit or a logit is not finite; says why where it cannot be done.
+    """
+    import psutil
+
     from ..model import Model, kind_of
 
+    if size * 1.5 > psutil.virtual_memory().available:
+        return {"finite": None, "why": "the model does not fit in memory"}
     if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
         return {"finite": None, "why": "the models come without a tokenizer"}
-    model = Model.load(str(folder), device="cpu")
+    model = Model.load(str(folder), device="cpu", dtype=TYPES[read_json(folder / "config.json")["dtype"]])
     logits = model.probe()
     if not torch.isfinite(logits).all():
         raise AcclimateError(f"{folder}: the merged model gives logits that are not finite; lower scale, or look at its merge.json")

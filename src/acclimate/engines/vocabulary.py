@@ -83,6 +83,20 @@ def copy_files(owner: Checkpoint, folder: Path) -> None:
             shutil.copyfile(owner.folder / name, folder / name)
 
 
+def copy_template(models: list[Checkpoint], folder: Path) -> None:
+    """A chat template, where the tokenizer's owner (often a plain base) has none: that of the first model that has one."""
+
+    def own(place: Path) -> str | None:
+        if (place / "chat_template.jinja").is_file():
+            return (place / "chat_template.jinja").read_text(encoding="utf-8")
+        path = place / "tokenizer_config.json"
+        return read_json(path).get("chat_template") if path.is_file() else None
+
+    found = next((template for model in models if isinstance(template := own(model.folder), str)), None)
+    if found is not None and own(folder) is None:
+        (folder / "chat_template.jinja").write_text(found, encoding="utf-8")
+
+
 def table(name: str) -> bool:
     """Whether a tensor has a row per token."""
     return name.endswith((*EMBEDDINGS, *HEADS))
