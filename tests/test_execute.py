@@ -262,3 +262,24 @@ def test_tasks_are_measured_with_their_own_metric(tiny, tokenizer, mask_tokenize
     assert [row["domain"] for row in measure({"t5": seq2seq}, domain, [])] == ["tasks: say"]
     masked = model_of(network("bert", mask_tokenizer), mask_tokenizer, "masked")
     assert measure({"bert": masked}, domain, []) == []
+
+
+def test_a_run_may_merge_its_own_steps(recipe, tmp_path):
+    import torch
+
+    steps = [{**recipe["steps"][0], "as": name, "train": {**PLAIN, "steps": 2, "lr": lr}} for name, lr in (("a", 1e-2), ("b", 3e-2))]
+    steps.append({"as": "mean", "use": "merging.linear", "from": ["a", "b"], "with": {"weights": [3, 1]}})
+    steps.append({"as": "further", "use": "objectives.causal_lm", "from": "mean", "on": "pipes", "train": {**PLAIN, "steps": 1}})
+    steps.append({"as": "soup", "use": "merging.soup", "from": ["a", "b", "further"], "on": {"any": "recall"}})
+    data = execute.run({**recipe, "steps": steps}, tmp_path / "run")
+    a, b, mean = (Model.load(str(tmp_path / "run" / "steps" / name / "model")).net.state_dict() for name in ("a", "b", "mean"))
+    assert all(torch.allclose(mean[key], 0.75 * a[key] + 0.25 * b[key], atol=1e-6) for key in mean)
+    assert {row["model"] for row in data["results"]} >= {"mean", "further", "soup"}
+    assert "linear of a, b" in data["models"]["mean"]["how"]
+    before = figures(data)
+    assert figures(execute.run({**recipe, "steps": steps}, tmp_path / "run")) == before  # read from the run directory
+    noted = read_json(tmp_path / "run" / "notes" / "soup.soup.json")
+    assert set(noted["members"]) <= {"a", "b", "further"}
+    steps[-1] = {**steps[-1], "on": {"any": "pipes"}}
+    with pytest.raises(AcclimateError, match="looks at the validation split of pipes, which has none"):
+        execute.run({**recipe, "steps": steps}, tmp_path / "run")

@@ -166,3 +166,45 @@ def test_yaml_that_cannot_be_read_is_one_line(tmp_path):
         assert "\n" not in str(caught.value)
     path.write_text("on: 1\n")
     assert read_yaml(path) == {"on": 1}
+
+
+def merging(**changes) -> dict:
+    """The good recipe with a merge of its steps."""
+    step = {"as": "merged", "use": "merging.ties", "from": ["first", "second"], "with": {"keep": [0.5]}, **changes}
+    return {**GOOD, "steps": [{key: value for key, value in step.items() if value is not None}, *GOOD["steps"]]}
+
+
+def test_a_merge_comes_after_what_it_merges_and_starts_from_the_recipes_model():
+    recipe = Recipe.check(merging())
+    assert [step.name for step in recipe.steps] == ["first", "second", "merged", "small"]
+    merged = recipe.steps[2]
+    assert (merged.tuned, merged.start) == (["first", "second"], "base")
+    again = Recipe.check(read_yaml_text(recipe.text()))
+    assert again.text() == recipe.text()
+
+
+def read_yaml_text(text: str):
+    import tempfile
+
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        file.write(text)
+        file.flush()
+        return read_yaml(file.name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"from": None}, r"merging.ties merges models; list them with from: \[a, b\]"),
+        ({"on": "law"}, "on: has no meaning for merging.ties"),
+        ({"train": {"steps": 3}}, "train: has no meaning for merging.ties"),
+        ({"with": {"keep": [0.1, 0.2, 0.3]}}, "keep holds 3 values for 2 models"),
+        ({"with": {"kep": [0.1]}}, "nearest: keep"),
+        ({"use": "merging.nearswap", "with": None}, "nearswap takes 1 tuned models, but was given 2"),
+        ({"use": "objectives.causal_lm", "on": "law", "with": None}, "from: is one model for objectives.causal_lm, not a list"),
+        ({"from": ["first", "merged"]}, "go round in a circle"),
+    ],
+)
+def test_merges_are_checked_before_anything_loads(changes, said):
+    with pytest.raises(AcclimateError, match=said):
+        Recipe.check(merging(**changes))

@@ -358,6 +358,10 @@ class Named:
         """Bits per byte of a model on the first ``most`` bytes of a split."""
         from .engines.score import bits_per_byte
 
+        if split not in domain.splits:
+            raise AcclimateError(
+                f"{self.step.use} looks at the {split} split of {domain.name}, which has none; give it one, or another domain"
+            )
         return float(bits_per_byte(model, limited(domain, split, most)).value)
 
     def search(self, name: str, fitness: Callable, start: "np.ndarray", **settings: Any) -> Any:
