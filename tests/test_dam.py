@@ -577,7 +577,7 @@ def test_the_experiment_runs_and_its_verdict_follows_its_figures(tmp_path, cache
     module = experiment("dam")
     found = module.run(0, True, tmp_path)
     assert module.run(0, True, tmp_path) == found  # from what lies there
-    assert found["details"]["notes"]["coefficients"]
+    assert found["details"]["notes"]["dam.coefficients"]
     figures = {
         "average": 3.0,
         "TIES": 3.1,

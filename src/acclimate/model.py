@@ -348,7 +348,10 @@ def _load_whole(where: str, kind: str | None, new_head: bool, dtype: torch.dtype
 
 def _register(path: Path) -> None:
     """Architectures of our own are known to transformers once their module is imported; its name is in the model's type."""
-    own = str(read_json(path).get("model_type", "")) if path.is_file() else ""
+    try:
+        own = str(read_json(path).get("model_type", ""))
+    except (AcclimateError, AttributeError):  # absent or damaged: transformers is about to say so
+        return
     if own.startswith("acclimate_"):
         importlib.import_module(f".models.{own.removeprefix('acclimate_')}", __package__)
 
