@@ -150,6 +150,16 @@ def test_ties_over_the_whole_model_ranks_across_tensors(models, tmp_path):
     assert torch.allclose(got, expected, atol=1e-6)
 
 
+def test_a_resumed_merge_ranks_over_the_whole_model_too(models, tmp_path):
+    todo = works(load("merging.ties", keep=[0.1]), models[2])
+    merge(todo, tmp_path / "whole", key="k")
+    merge(todo, tmp_path / "out", key="k")
+    journal = tmp_path / "out" / layout.JOURNAL
+    journal.write_text("".join(f"{line}\n" for line in journal.read_text().splitlines()[:2]))  # as if killed after the first tensor
+    merge(todo, tmp_path / "out", key="k")
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+
+
 def test_facts_of_a_tensor(models, tmp_path):
     _, tuned, opened = models
     facts = merge(works(load("merging.linear", weights=[1.0, 0.0, 0.0]), opened), tmp_path / "out")["model.norm.weight"]

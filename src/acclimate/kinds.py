@@ -89,6 +89,11 @@ class Merge(Method):
     def merge(self, *args: Any, **words: Any) -> "Tensor":
         """tuned [model, *shape] and what else is asked for -> merged [*shape]."""
 
+    @property
+    def model_wide(self) -> bool:
+        """Whether looks are added up over all tensors instead of over one."""
+        return getattr(self, "scope", "") == "model"
+
     def look(self, base: "Tensor | None", tuned: "Tensor", seen: "list[Tensor]") -> "Tensor | None":
         """What the next look at a chunk finds, given the sums of the earlier looks; None when nothing more has to be seen."""
         return None

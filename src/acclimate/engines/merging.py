@@ -120,7 +120,7 @@ def run(
     check: hash the parents, load the result, and see that a probe's logits are finite.
 
     Gives the report: per tensor norm, cosine to each parent and share of changed weights; parents with hashes; vocabulary.
-    """  # fmt: skip
+    """
     folder = Path(folder)
     if folder.exists() and not (folder / REPORT).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise AcclimateError(f"{folder} exists and is no merged model; choose another place, or empty it")
@@ -149,10 +149,10 @@ def run(
         write_json(work / REPORT, report)
         write_json(work / "acclimate.json", {"name": folder.name, "made": report["made"]})
         (work / "README.md").write_text(_card(folder.name, report), encoding="utf-8")
-        (work / JOURNAL).unlink()
         if check:
             report["probe"] = prove(work, made.bytes)
             write_json(work / REPORT, report)
+        (work / JOURNAL).unlink()  # last: what is killed while it is proved goes on from the finished tensors
         if folder.exists():
             shutil.rmtree(folder)
         (work / ".lock").unlink(missing_ok=True)
@@ -298,8 +298,3 @@ def _card(name: str, report: dict[str, Any]) -> str:
         if key in report["made"]:
             lines += [f"## {key.title()}", "", "```yaml", str(report["made"][key]).rstrip(), "```", ""]
     return "\n".join(lines)
-
-
-def read_report(folder: str | Path) -> dict[str, Any]:
-    """The report of a merged model's folder."""
-    return read_json(Path(folder) / REPORT)

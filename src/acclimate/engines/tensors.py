@@ -132,7 +132,7 @@ def merge(
                 shown.update(work.size * work.dtype.itemsize)
 
         try:
-            engine.run(todo, pool, workers, finish)
+            engine.run(works, todo, pool, workers, finish)
         finally:
             layout.close()
     return {work.name: facts[work.name] for work in works}
@@ -145,20 +145,22 @@ class _Engine:
         self.layout, self.seed = layout, seed
         self.local = threading.local()
 
-    def run(self, works: list[Work], pool: ThreadPoolExecutor, workers: int, finish: Callable[[Work, dict], None]) -> None:
-        seen = self._model_wide(works, pool)
-        large = [work for work in works if work.size >= 4 * workers * CHUNK]
-        small = sorted((work for work in works if work.size < 4 * workers * CHUNK), key=lambda work: -work.size)
+    def run(
+        self, works: Sequence[Work], todo: list[Work], pool: ThreadPoolExecutor, workers: int, finish: Callable[[Work, dict], None]
+    ) -> None:
+        seen = self._model_wide(works, pool) if todo else {}  # over all tensors, those that an earlier run finished among them
+        large = [work for work in todo if work.size >= 4 * workers * CHUNK]
+        small = sorted((work for work in todo if work.size < 4 * workers * CHUNK), key=lambda work: -work.size)
         for work in large:
             finish(work, self.one(work, pool.map, seen))
         for _ in pool.map(lambda work: finish(work, self.one(work, map, seen)), small):
             pass
 
-    def _model_wide(self, works: list[Work], pool: ThreadPoolExecutor) -> dict[str, list[Tensor]]:
+    def _model_wide(self, works: Sequence[Work], pool: ThreadPoolExecutor) -> dict[str, list[Tensor]]:
         """Looks that are added up over all tensors, by the method's settings, for methods whose scope is the model."""
         groups: dict[str, list[Work]] = {}
         for work in works:
-            if getattr(work.method, "scope", "") == "model":
+            if work.method is not None and work.method.model_wide:
                 groups.setdefault(_key(work.method), []).append(work)
         found = {}
         for key, group in groups.items():
@@ -179,9 +181,9 @@ class _Engine:
 
     def one(self, work: Work, run: Callable, model_wide: Mapping[str, list[Tensor]]) -> dict[str, Any]:
         """One tensor: looks, then the merge, chunk by chunk; its facts."""
-        seen = model_wide.get(_key(work.method), []) if getattr(work.method, "scope", "") == "model" else []
+        seen = list(model_wide.get(_key(work.method), []))
         spans = [(work, span) for span in work.spans()]
-        if work.method is not None and work.dtype.is_floating_point and getattr(work.method, "scope", "") != "model":
+        if work.method is not None and work.dtype.is_floating_point and not work.method.model_wide:
             while (total := self._look(spans, run, seen)) is not None:
                 seen.append(total)
         sums = Sums(parts=np.zeros(len(work.parts)), dots=np.zeros(len(work.parts)))
@@ -350,7 +352,7 @@ def merge_in_memory(
     """
     found = {}
     with torch.no_grad():
-        wide = _wide_in_memory(method, base, tuned) if getattr(method, "scope", "") == "model" and settings is None else None
+        wide = _wide_in_memory(method, base, tuned) if method.model_wide and settings is None else None
         for name, first in tuned[0].items():
             if not first.is_floating_point():
                 found[name] = first.clone()
