@@ -103,7 +103,7 @@ def test_della_drops_small_changes_more_often():
 def test_della_over_the_whole_tensor_ranks_all_entries():
     changes = torch.randn(1, 20, 50, generator=torch.Generator().manual_seed(0))
     method = load("merging.della", scope="tensor", drop=[0.5], window=[0.4])
-    chances = method.chances(changes, [method.look(torch.zeros(20, 50), changes, [])])
+    chances = method.chances(changes, method.settle([method.look(torch.zeros(20, 50), changes, [])], len(changes)))
     order = changes.abs().flatten().argsort()
     assert (chances.flatten()[order].diff() >= 0).all()
     assert chances.min() >= 0.3 - 1e-6
@@ -136,6 +136,18 @@ def test_thresholds_are_exact_order_statistics():
     ordered = values.abs().sort(1, descending=True).values
     expected = torch.stack([ordered[0, [999, 2499]], ordered[1, [49, 4999]]])
     assert torch.equal(thresholds.magnitudes(seen, shares), expected)
+
+
+def test_thresholds_of_16_bit_numbers_take_one_look():
+    from acclimate.parts import thresholds
+
+    values = (torch.randn(1, 5000, generator=torch.Generator().manual_seed(0)) ** 3).bfloat16().float()
+    shares = torch.tensor([[0.2]])
+    seen = [thresholds.look(values, [], shares, 16)]
+    assert thresholds.look(values, seen, shares, 16) is None
+    assert thresholds.magnitudes(seen, shares).item() == values.abs().sort(1, descending=True).values[0, 999]
+    finer = values * (1 + 2**-10)  # what differs below the upper 16 bits ties, and is kept
+    assert thresholds.magnitudes([thresholds.look(finer, [], shares, 16)], shares).item() == thresholds.magnitudes(seen, shares).item()
 
 
 def test_ties_over_the_whole_model_ranks_across_tensors(models, tmp_path):

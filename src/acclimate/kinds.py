@@ -94,11 +94,20 @@ class Merge(Method):
         """Whether looks are added up over all tensors instead of over one."""
         return getattr(self, "scope", "") == "model"
 
-    def look(self, base: "Tensor | None", tuned: "Tensor", seen: "list[Tensor]") -> "Tensor | None":
-        """What the next look at a chunk finds, given the sums of the earlier looks; None when nothing more has to be seen."""
+    def look(self, base: "Tensor | None", tuned: "Tensor", seen: "list[Tensor]", bits: int = 32) -> "Tensor | None":
+        """What the next look at a chunk finds, given the sums of the earlier looks; None when nothing more has to be seen.
+
+        ``bits`` is the width of the entries as they are stored: what ranks them need not look finer than that.
+        """
         return None
 
-    def whole(self, base: "Tensor | None", tuned: "Tensor", seed: "int | list[int]" = 0, seen: "list[Tensor] | None" = None) -> "Tensor":
+    def settle(self, seen: "list[Tensor]", models: int) -> Any:
+        """What ``merge`` gets as ``seen``, made of the looks' sums once for all chunks; the sums themselves unless a method says more."""
+        return seen
+
+    def whole(
+        self, base: "Tensor | None", tuned: "Tensor", seed: "int | list[int]" = 0, seen: "list[Tensor] | None" = None, bits: int = 32
+    ) -> "Tensor":
         """Merge one tensor that is in memory: base [*shape] or None, tuned [model, *shape] -> merged [*shape].
 
         ``seen`` gives the looks where they were taken over more than this tensor.
@@ -106,9 +115,10 @@ class Merge(Method):
         import numpy as np
 
         looks = [] if seen is None else seen
-        while seen is None and (found := self.look(base, tuned, looks)) is not None:
+        while seen is None and (found := self.look(base, tuned, looks, bits)) is not None:
             looks.append(found)
-        given = {"base": base, "tuned": tuned, "seen": looks, "generator": np.random.Generator(np.random.SFC64(seed))}
+        settled = self.settle(looks, len(tuned))
+        given = {"base": base, "tuned": tuned, "seen": settled, "generator": np.random.Generator(np.random.SFC64(seed))}
         return self.merge(**{word: given[word] for word in self.asked()})
 
 

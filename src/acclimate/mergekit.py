@@ -2,7 +2,7 @@
 
 What mergekit calls density is our ``keep``, lambda is ``scale``, epsilon half of our ``window``. Its methods rank changes tensor by
 tensor, so ``scope`` is ``tensor`` here. ``int8_mask`` is accepted and changes nothing. Random methods draw other numbers; ``rescale``
-divides survivors by their own probability, as the papers do, where mergekit scales to the norm.
+scales the survivors to the norm, as mergekit does, where the papers divide by the probability.
 """
 
 from collections.abc import Iterable
@@ -30,12 +30,12 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {  # mergekit's name -> our met
     "sce": ("sce", {"select": 1.0}),
     "task_arithmetic": ("task_arithmetic", {"scale": 1.0}),
     "ties": ("ties", {"keep": 1.0, "scope": "tensor"}),
-    "dare_ties": ("dare", {"keep": 1.0, "normalize": False}),
-    "dare_linear": ("dare", {"keep": 1.0, "normalize": False, "elect": "none"}),
+    "dare_ties": ("dare", {"keep": 1.0, "normalize": False, "rescale": "norm"}),
+    "dare_linear": ("dare", {"keep": 1.0, "normalize": False, "rescale": "norm", "elect": "none"}),
     "breadcrumbs": ("breadcrumbs", {"keep": 1.0, "scale": 1.0}),
     "breadcrumbs_ties": ("breadcrumbs", {"keep": 1.0, "scale": 1.0, "elect": "sum"}),
-    "della": ("della", {"drop": 0.0, "window": 0.3, "scale": 1.0}),
-    "della_linear": ("della", {"drop": 0.0, "window": 0.3, "scale": 1.0, "elect": "none", "normalize": False}),
+    "della": ("della", {"drop": 0.0, "window": 0.3, "scale": 1.0, "rescale": "norm"}),
+    "della_linear": ("della", {"drop": 0.0, "window": 0.3, "scale": 1.0, "rescale": "norm", "elect": "none", "normalize": False}),
     "passthrough": ("linear", {"normalize": False}),
 }
 SHARED = {  # parameters of the whole merge -> our setting
@@ -141,6 +141,10 @@ class _Config:
         given: dict[str, Any] = {}
         for theirs, ours in SHARED.items():
             value = self._first(everywhere, theirs, name, place)
+            if value is not None and theirs == "rescale":
+                if value and ours not in self.cls.settings():
+                    raise AcclimateError(f"{self.where}: rescale is not supported for {self.theirs}; leave it out")
+                value = "norm" if value else "none"
             if value is not None and ours in self.cls.settings():
                 given[ours] = value
         for theirs, ours in EACH.items():

@@ -26,7 +26,7 @@ WORDS: dict[str, str] = {
     # checkpoints, a tensor or a chunk of it at a time, in fp32
     "base": "the weights that all tuned models started from [*shape]",
     "tuned": "the weights of each model [model, *shape]",
-    "seen": "what look found, added up over the chunks of the tensor: one tensor per look",
+    "seen": "what settle made of the looks, which are added up over the chunks of the tensor; by default one tensor per look",
     "generator": "numpy random generator of this chunk",
     # embeddings
     "anchors": "embeddings of the first texts [row, width]; needs pairs of texts",

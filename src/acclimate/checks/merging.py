@@ -90,12 +90,13 @@ def chunks(cls: type[Merge]) -> None:
     parts = [(base[cut], tuned[:, cut]) for cut in cuts]
     while (found := [method.look(*part, seen) for part in parts])[0] is not None:
         seen.append(torch.stack([part for part in found if part is not None]).sum(0))
+    settled = method.settle(seen, len(tuned))
     import numpy as np
 
     asked = (*cls.needs(), *cls.wishes())
     merged = []
     for part_base, part in parts:
-        given: dict[str, Any] = {"base": part_base, "tuned": part, "seen": seen, "generator": np.random.default_rng(0)}
+        given: dict[str, Any] = {"base": part_base, "tuned": part, "seen": settled, "generator": np.random.default_rng(0)}
         merged.append(method.merge(**{word: given[word] for word in asked}))
     whole = method.whole(base, tuned)
     expect(torch.allclose(torch.cat(merged), whole, atol=1e-6), "two chunks do not give what the whole tensor gives")

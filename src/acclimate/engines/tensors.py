@@ -70,6 +70,11 @@ class Work:
         return [(first, min(first + step, self.size)) for first in range(0, self.size, max(1, step))]
 
     @property
+    def bits(self) -> int:
+        """Width of the widest entries that go in, as they are stored."""
+        return 8 * max(part.slot.dtype.itemsize for part in self.parts)
+
+    @property
     def parts(self) -> tuple[Part, ...]:
         """All inputs, the base last."""
         return (*self.tuned, self.base) if self.base is not None else self.tuned
@@ -173,7 +178,7 @@ class _Engine:
 
     def _look(self, spans: Iterable[tuple[Work, tuple[int, int]]], run: Callable, seen: list[Tensor]) -> Tensor | None:
         total: Tensor | None = None
-        for found in run(lambda at: at[0].method.look(*self.load(*at), seen), spans):
+        for found in run(lambda at: at[0].method.look(*self.load(*at), seen, at[0].bits), spans):
             if found is None:
                 return None
             total = found if total is None else total.add_(found)
@@ -187,7 +192,8 @@ class _Engine:
             while (total := self._look(spans, run, seen)) is not None:
                 seen.append(total)
         sums = Sums(parts=np.zeros(len(work.parts)), dots=np.zeros(len(work.parts)))
-        for found in run(lambda at: self.chunk(at[0], at[1], seen), spans):
+        settled = work.method.settle(seen, len(work.tuned)) if work.method is not None and work.dtype.is_floating_point else None
+        for found in run(lambda at: self.chunk(at[0], at[1], settled), spans):
             sums = sums + found
         return _facts(work, sums)
 
@@ -220,7 +226,7 @@ class _Engine:
                 part.checkpoint.read(part.slot, begin, begin + len(run) * width, raw, target)
         return rows < 0
 
-    def chunk(self, work: Work, span: tuple[int, int], seen: list[Tensor]) -> Sums:
+    def chunk(self, work: Work, span: tuple[int, int], seen: Any) -> Sums:
         """Merge and write one chunk; what it adds to the report."""
         first, last = span
         if not work.dtype.is_floating_point or work.method is None:
@@ -240,7 +246,7 @@ class _Engine:
         return Sums(
             float(torch.dot(merged, merged)),
             squares,
-            np.array([float(torch.dot(merged, row)) for row in every]),
+            torch.mv(every, merged).numpy().astype(np.float64),
             int(np.count_nonzero(_bits(stored) != _bits(reference.to(work.dtype)))),
         )
 

@@ -1,5 +1,7 @@
 """Arithmetic of checkpoints that methods of the merging room share; tuned and changes are [model, *shape]."""
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,11 +15,14 @@ def per_model(values: list[float], tuned: Tensor, what: str = "weights") -> Tens
     >>> per_model([0.5], torch.zeros(2, 3)).tolist()
     [[0.5], [0.5]]
     """
-    models = len(tuned)
+    return _shaped(tuple(values), len(tuned), tuned.ndim, what)
+
+
+@lru_cache(maxsize=256)  # asked for at every chunk
+def _shaped(values: tuple[float, ...], models: int, sides: int, what: str) -> Tensor:
     if len(values) not in (1, models):
         raise AcclimateError(f"{what} holds {len(values)} values for {models} models; give one for all, or one for each")
-    found = torch.tensor(values, dtype=torch.float32).expand(models) if len(values) == 1 else torch.tensor(values, dtype=torch.float32)
-    return found.view(-1, *[1] * (tuned.ndim - 1))
+    return torch.tensor(values, dtype=torch.float32).expand(models).view(-1, *[1] * (sides - 1))
 
 
 def positive(values: Tensor) -> Tensor:
@@ -31,7 +36,7 @@ def positive(values: Tensor) -> Tensor:
 
 def elected(changes: Tensor, by: str = "sum") -> Tensor:
     """The sign that each entry gets, 1 or -1 [*shape]: of the sum of the changes, or of the count of their signs; a draw elects plus."""
-    total = changes.sum(0) if by == "sum" else changes.sign().sum(0)
+    total = _sum(changes if by == "sum" else changes.sign())
     return torch.copysign(torch.ones((), dtype=changes.dtype), total)
 
 
@@ -45,21 +50,28 @@ def combine(changes: Tensor, weights: Tensor, *, elect: str = "sum", mean: bool 
     tensor([2., 3., 0.])
     """
     weights = weights.to(changes.dtype)
+    each = weights.flatten().tolist()
     if elect == "none":
-        total = torch.tensordot(weights.flatten(), changes, dims=1)
-        return total.div_(_not_zero(weights.sum())) if mean else total
-    changes = changes.mul_(weights) if (weights != 1).any() else changes
+        total = sum(each)
+        shares = weights.flatten() / total if mean and abs(total) >= 1e-8 else weights.flatten()
+        return torch.tensordot(shares, changes, dims=1)
+    alike = set(each) == {1.0}
+    changes = changes if alike else changes.mul_(weights)
     sign = elected(changes, elect)
     agreed = changes.mul_(sign).relu_()
-    total = agreed.sum(0).mul_(sign)
+    total = _sum(agreed).mul_(sign)
     if not mean:
         return total
-    taken = positive(agreed).mul_(weights).sum(0)
-    return total.div_(taken.clamp_(min=weights.min().item()) if (weights > 0).all() else _not_zero(taken))
+    taken = _sum(positive(agreed) if alike else positive(agreed).mul_(weights))
+    return total.div_(taken.clamp_(min=min(each)) if min(each) > 0 else torch.where(taken.abs() < 1e-8, 1.0, taken))
 
 
-def _not_zero(weights: Tensor) -> Tensor:
-    return torch.where(weights.abs() < 1e-8, torch.ones_like(weights), weights)
+def _sum(values: Tensor) -> Tensor:
+    """Sum over the models: adding a few rows is faster than a reduction."""
+    total = values[0] + values[1] if len(values) > 1 else values[0].clone()
+    for row in values[2:]:
+        total.add_(row)
+    return total
 
 
 def gram(vectors: Tensor) -> Tensor:
@@ -68,9 +80,30 @@ def gram(vectors: Tensor) -> Tensor:
     return (flat @ flat.T).double()
 
 
+def thinned(changes: Tensor, kept: Tensor, chances: Tensor, rescale: str) -> Tensor:
+    """Changes [model, *shape] times ``kept`` (0 or 1 each), in place, scaled up for what was dropped.
+
+    rescale: ``probability`` divides by each one's chance to be kept, ``norm`` brings back the sum of magnitudes of each model's tensor (or
+    chunk of it), ``none`` leaves them.
+
+    >>> thinned(torch.tensor([[1.0, 3.0]]), torch.tensor([[0.0, 1.0]]), torch.tensor([[0.5]]), "norm")
+    tensor([[0., 4.]])
+    """
+    if rescale == "probability":
+        return changes.mul_(kept).div_(chances.clamp(min=1e-6))
+    if rescale == "none":
+        return changes.mul_(kept)
+    before = changes.abs().flatten(1).sum(1)
+    after = changes.mul_(kept).abs().flatten(1).sum(1)
+    return changes.mul_(torch.where(after > 0, before / after, 1.0).view(-1, *[1] * (changes.ndim - 1)))
+
+
 def drawn(generator: np.random.Generator, chances: Tensor, shape: torch.Size) -> Tensor:
-    """1 with the given chances, else 0 [*shape]: 16 random bits each, so chances are met to within 1/131,072."""
+    """1 with the given chances, else 0 [*shape], in fp32: 16 random bits each, so chances are met to within 1/131,072."""
     count = int(np.prod(shape))
     bits = generator.integers(0, 2**64 - 1, -(-count // 4), dtype=np.uint64, endpoint=True)
-    draws = torch.from_numpy(bits.view(np.int16)[:count]).view(shape).to(torch.float32).add_(32768.5).mul_(-1 / 65536)
-    return positive(draws.add_(chances))
+    limits = (chances.float() * 65536 - 32769).round_().to(torch.int16).numpy()  # the largest draw, of -32768 to 32767, that counts
+    kept = bits.view(np.int16)[:count].reshape(shape) <= limits
+    if chances.min() < 1e-5:  # such a limit lies below all draws, and out of their type's range
+        kept &= (chances >= 1e-5).numpy()
+    return torch.from_numpy(kept.view(np.uint8)).to(torch.float32)

@@ -1,7 +1,8 @@
-"""The exact k-th largest magnitude of a tensor that is seen in chunks, by counting instead of sorting.
+"""The k-th largest magnitude of a tensor that is seen in chunks, by counting instead of sorting.
 
 A float's magnitude orders like its bits, so two counts give any order statistic exactly: the first counts the upper 15 bits below
 the sign, the second counts the lower 16 bits of the entries in the one bucket where the k-th lies (a radix select of two digits).
+What comes from 16-bit numbers is ranked by the upper bits alone, as if it were bf16: one count, and a bucket ties as a whole.
 Counts of chunks add up. Entries that tie with the k-th are all kept, so the result does not depend on the order of the chunks.
 """
 
@@ -13,20 +14,24 @@ from torch.nn.functional import hardshrink
 HIGH, LOW = 1 << 15, 1 << 16
 
 
-def look(changes: Tensor, seen: list[Tensor], shares: Tensor) -> Tensor | None:
-    """The next count for the borders of ``shares`` [model, rank] of the entries, largest first; None once both counts are there.
+def upper(changes: Tensor) -> Tensor:
+    """The upper 16 bits of the magnitudes [*shape], which order as the magnitudes do: a number below 32,768 each."""
+    return changes.float().abs().contiguous().view(torch.int16)[..., 1::2]
 
-    changes [model, *shape] -> counts [model, 32768], then [model, rank, 65536].
+
+def look(changes: Tensor, seen: list[Tensor], shares: Tensor, bits: int = 32) -> Tensor | None:
+    """The next count for the borders of ``shares`` [model, rank] of the entries, largest first; None once all counts are there.
+
+    changes [model, *shape] -> counts [model, 32768], then (of numbers of 32 ``bits``) [model, rank, 65536].
     """
-    changes = changes.float()
     if not seen:
-        upper = changes.abs().contiguous().view(torch.int16)[..., 1::2].reshape(len(changes), -1)
-        return torch.stack([torch.bincount(row, minlength=HIGH) for row in upper])
-    if len(seen) > 1:
+        return torch.stack([torch.bincount(row, minlength=HIGH) for row in upper(changes).reshape(len(changes), -1)])
+    if len(seen) > 1 or bits <= 16:
         return None
+    changes = changes.float()
     buckets, _ = _place(seen[0], shares)
-    bits = changes.abs().contiguous().view(torch.int32).reshape(len(changes), -1).numpy()
-    return torch.stack([torch.stack([_lower(row, bucket) for bucket in own]) for row, own in zip(bits, buckets.tolist(), strict=True)])
+    full = changes.abs().contiguous().view(torch.int32).reshape(len(changes), -1).numpy()
+    return torch.stack([torch.stack([_lower(row, bucket) for bucket in own]) for row, own in zip(full, buckets.tolist(), strict=True)])
 
 
 def trim(changes: Tensor, least: Tensor) -> Tensor:
@@ -54,6 +59,9 @@ def magnitudes(seen: list[Tensor], shares: Tensor) -> Tensor:
     tensor([[4., 3.]])
     """
     buckets, within = _place(seen[0], shares)
+    if len(seen) < 2:
+        found = (buckets << 16).to(torch.int32).view(torch.float32)
+        return torch.where(_ranks(seen[0], shares) < 1, torch.inf, found)
     reached = seen[1].flip(-1).cumsum(-1).flip(-1)  # entries of the bucket with these lower bits or more
     lower = (reached >= within[..., None]).sum(-1) - 1
     found = ((buckets << 16) | lower).to(torch.int32).view(torch.float32)

@@ -28,18 +28,22 @@ class ArceeFusion(Merge):
     takes = (1, 1)
     exempt = dict.fromkeys(("equal_models", "one_model"), "a tune's changes below the threshold are left out by design")
 
-    def look(self, base: Tensor | None, tuned: Tensor, seen: list[Tensor]) -> Tensor | None:
+    def look(self, base: Tensor | None, tuned: Tensor, seen: list[Tensor], bits: int = 32) -> Tensor | None:
         """Counts of importances."""
         return None if base is None else thresholds.look(self.importance(base, tuned), seen, self._shares(seen))
+
+    def settle(self, seen: list[Tensor], models: int) -> Tensor:
+        """The quartiles of the importances, largest first [3]."""
+        return thresholds.magnitudes(seen, self._shares(seen))[0]
 
     def importance(self, base: Tensor, tuned: Tensor) -> Tensor:
         """How much each change matters [1, row, column]."""
         after, before = tuned.softmax(-1) + 1e-8, base.softmax(-1) + 1e-8
         return (tuned - base).abs() * (after * (after / before).log()).sum(-1, keepdim=True)
 
-    def merge(self, base: Tensor, tuned: Tensor, seen: list[Tensor]) -> Tensor:
+    def merge(self, base: Tensor, tuned: Tensor, seen: Tensor) -> Tensor:
         """base [row, column], tuned [1, row, column] -> [row, column]."""
-        q3, median, q1 = thresholds.magnitudes(seen, self._shares(seen))[0]
+        q3, median, q1 = seen
         return torch.where(self.importance(base, tuned)[0] >= median + 1.5 * (q3 - q1), tuned[0], base)
 
     def _shares(self, seen: list[Tensor]) -> Tensor:

@@ -37,24 +37,29 @@ class Breadcrumbs(Merge):
     elect: Annotated[str, Setting("none: the paper's sum; sum or count: TIES' signs", choices=("none", "sum", "count"))] = "none"
     normalize: Annotated[bool, Setting("divide by the weights that took part")] = False
 
-    def look(self, base: Tensor | None, tuned: Tensor, seen: list[Tensor]) -> Tensor | None:
+    def look(self, base: Tensor | None, tuned: Tensor, seen: list[Tensor], bits: int = 32) -> Tensor | None:
         """Counts of magnitudes."""
-        return None if base is None or min(self.keep) >= 1 else thresholds.look(tuned - base, seen, self._shares(tuned))
+        if base is None or min(self.keep) >= 1:
+            return None
+        return thresholds.look(tuned - base, seen, self._shares(len(tuned)), bits)
 
-    def merge(self, base: Tensor, tuned: Tensor, seen: list[Tensor]) -> Tensor:
+    def settle(self, seen: list[Tensor], models: int) -> Tensor | None:
+        """Least magnitude of the outliers and of what is kept below them [model, 2], or None if all are kept."""
+        return thresholds.magnitudes(seen, self._shares(models)) if seen else None
+
+    def merge(self, base: Tensor, tuned: Tensor, seen: Tensor | None) -> Tensor:
         """base [*shape], tuned [model, *shape] -> [*shape]."""
         changes = tuned - base
-        if seen:
-            limits = thresholds.magnitudes(seen, self._shares(tuned))
-            top, least = limits[:, 0].view(-1, *[1] * base.ndim), limits[:, 1]
+        if seen is not None:
+            top, least = seen[:, 0].view(-1, *[1] * base.ndim), seen[:, 1]
             inside = positive(top - changes.abs())
             changes = thresholds.trim(changes, least).mul_(inside)
         merged = combine(changes, per_model(self.weights, tuned), elect=self.elect, mean=self.normalize)
         return merged.mul_(self.scale).add_(base)
 
-    def _shares(self, tuned: Tensor) -> Tensor:
+    def _shares(self, models: int) -> Tensor:
         """Share of the outliers, and of those kept below them [model, 2]."""
-        rows = torch.empty(len(tuned), 1)
+        rows = torch.empty(models, 1)
         top, keep = per_model(self.outliers, rows, "outliers"), per_model(self.keep, rows, "keep")
         if (top + keep > 1 + 1e-6).any():
             raise AcclimateError(f"keep = {self.keep} and outliers = {self.outliers} add up to more than 1; lower one of them")

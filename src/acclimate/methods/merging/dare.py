@@ -17,12 +17,11 @@ import dataclasses
 from typing import Annotated
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ...kinds import Merge
 from ...method import Setting
-from ...parts.checkpoints import combine, drawn, per_model
+from ...parts.checkpoints import combine, drawn, per_model, thinned
 
 
 class Dare(Merge):
@@ -37,14 +36,14 @@ class Dare(Merge):
     )
     elect: Annotated[str, Setting("sum or count: TIES' signs; none: plain sum", choices=("sum", "count", "none"))] = "sum"
     normalize: Annotated[bool, Setting("divide by the weights that took part")] = True
-    rescale: Annotated[bool, Setting("divide what is kept by its probability")] = True
+    rescale: Annotated[
+        str, Setting("divide what is kept by its probability, or to the old norm of the tensor", choices=("probability", "norm", "none"))
+    ] = "probability"
 
     def merge(self, base: Tensor, tuned: Tensor, generator: np.random.Generator) -> Tensor:
         """base [*shape], tuned [model, *shape] -> [*shape]."""
         changes, keep = tuned - base, per_model(self.keep, tuned, "keep")
         if min(self.keep) < 1:
-            changes.mul_(drawn(generator, keep, changes.shape))
-            if self.rescale:
-                changes.div_(torch.where(keep > 0, keep, 1.0))
+            thinned(changes, drawn(generator, keep, changes.shape), keep, self.rescale)
         merged = combine(changes, per_model(self.weights, tuned), elect=self.elect, mean=self.normalize)
         return merged.mul_(self.scale).add_(base)

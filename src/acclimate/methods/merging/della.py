@@ -2,14 +2,14 @@
 
 Deep et al. 2024, sections 3.1 to 3.3 (MagPrune, Elect, Fuse), https://arxiv.org/abs/2406.11617
 Use for tunes of one base when many changes have to go: it keeps the large ones that DARE loses and the mean that TIES loses. Changes
-are ranked within each row; the probability to keep runs linearly from 1 - drop - window/2 (smallest) to 1 - drop + window/2 (largest),
-and each survivor is divided by its own probability. A tensor of one dimension is one row. Ranks over a whole tensor
-(``scope="tensor"``) are exact up to changes that share their upper 16 bits, which share a rank. Left out: rescaling by the norm of the
-whole tensor, as in one tool, because it is not the paper's.
+are ranked within each row, told apart by the upper 16 bits of their magnitude; the probability to keep runs linearly from
+1 - drop - window/2 (smallest) to 1 - drop + window/2 (largest), and each survivor is divided by its own probability. A tensor of one
+dimension is one row. Over a whole tensor (``scope="tensor"``) changes that share their upper 16 bits share a rank.
+``rescale="norm"`` scales as mergekit does, which is not the paper's way.
 
 >>> from torch import tensor, zeros
 >>> changes = tensor([[[0.1, -0.2, 0.3, 0.4, -0.5]]])
->>> Della(drop=[0.5], window=[0.2]).chances(changes, [])
+>>> Della(drop=[0.5], window=[0.2]).chances(changes, None)
 tensor([[[0.4000, 0.4500, 0.5000, 0.5500, 0.6000]]])
 >>> Della(drop=[0.0], window=[0.0], scale=1.0).whole(zeros(1, 3), tensor([[[1.0, 3.0, 0.0]], [[3.0, -1.0, 0.0]]]))
 tensor([[2., 3., 0.]])
@@ -26,7 +26,7 @@ from ...errors import AcclimateError
 from ...kinds import Merge
 from ...method import Setting
 from ...parts import thresholds
-from ...parts.checkpoints import combine, drawn, elected, per_model, positive
+from ...parts.checkpoints import combine, drawn, elected, per_model, positive, thinned
 from ...parts.ranks import row_ranks
 
 
@@ -49,7 +49,9 @@ class Della(Merge):
     by: Annotated[
         str, Setting("what the probability follows: rank, or magnitude over the row's largest", choices=("rank", "magnitude"))
     ] = "rank"
-    rescale: Annotated[bool, Setting("divide survivors by their own probability")] = True
+    rescale: Annotated[
+        str, Setting("divide survivors by their own probability, or to the old norm of the tensor", choices=("probability", "norm", "none"))
+    ] = "probability"
     elect: Annotated[str, Setting("sum or count: elect signs; none: keep all", choices=("sum", "count", "none"))] = "sum"
     adaptive: Annotated[bool, Setting("scale each row by its changes before over those after the election, instead of scale")] = False
     normalize: Annotated[bool, Setting("divide by the weights that took part")] = True
@@ -63,35 +65,33 @@ class Della(Merge):
                 widest = 2 * min(drop, 1 - drop)
                 raise AcclimateError(f"drop = {drop} and window = {window} leave (0, 1); the window must be under {widest:g}")
 
-    def look(self, base: Tensor | None, tuned: Tensor, seen: list[Tensor]) -> Tensor | None:
+    def look(self, base: Tensor | None, tuned: Tensor, seen: list[Tensor], bits: int = 32) -> Tensor | None:
         """Counts of magnitudes, for ranks over a whole tensor."""
         if base is None or seen or self.scope != "tensor" or self.by != "rank":
             return None
         return thresholds.look(tuned - base, [], torch.ones(len(tuned), 1))
 
-    def chances(self, changes: Tensor, seen: list[Tensor]) -> Tensor:
+    def settle(self, seen: list[Tensor], models: int) -> Tensor | None:
+        """Mean rank of the entries of each bucket of magnitudes, over the last rank [model, bucket]; None for ranks within rows."""
+        return (seen[0].cumsum(1) - (seen[0] + 1) / 2) / (seen[0].sum(1, keepdim=True) - 1).clamp(min=1) if seen else None
+
+    def chances(self, changes: Tensor, seen: Tensor | None) -> Tensor:
         """Probability that each change is kept [model, *shape]."""
         if self.by == "magnitude":
             size = changes.abs()
             place = size / size.amax(-1, keepdim=True).clamp(min=1e-30)
-        elif seen:
-            buckets = changes.float().abs().contiguous().view(torch.int16)[..., 1::2].long()
-            below = seen[0].cumsum(1) - (seen[0] + 1) / 2  # mean rank of a bucket's entries
-            place = torch.stack([row[b] for row, b in zip(below, buckets, strict=True)]) / (
-                seen[0].sum(1).view(-1, *[1] * (changes.ndim - 1)) - 1
-            )
+        elif seen is not None:
+            place = torch.stack([row[b] for row, b in zip(seen, thresholds.upper(changes).long(), strict=True)])
         else:
             place = row_ranks(changes) / max(1, changes.shape[-1] - 1)
         window, drop = per_model(self.window, changes, "window"), per_model(self.drop, changes, "drop")
         return place.to(changes.dtype).mul_(window).add_(1 - drop - window / 2)
 
-    def merge(self, base: Tensor, tuned: Tensor, seen: list[Tensor], generator: np.random.Generator) -> Tensor:
+    def merge(self, base: Tensor, tuned: Tensor, seen: Tensor | None, generator: np.random.Generator) -> Tensor:
         """base [row, column], tuned [model, row, column] -> [row, column]."""
         changes = tuned - base
         chances = self.chances(changes, seen)
-        changes.mul_(drawn(generator, chances, changes.shape))
-        if self.rescale:
-            changes.div_(chances.clamp_(min=1e-6))
+        thinned(changes, drawn(generator, chances, changes.shape), chances, self.rescale)
         weights = per_model(self.weights, tuned)
         scale: float | Tensor = self.scale
         if self.adaptive:

@@ -20,7 +20,7 @@ class ModelStock(Merge):
 
     takes = (2, 1000)
 
-    def look(self, base: Tensor | None, tuned: Tensor, seen: list[Tensor]) -> Tensor | None:
+    def look(self, base: Tensor | None, tuned: Tensor, seen: list[Tensor], bits: int = 32) -> Tensor | None:
         """Inner products of the changes."""
         return None if seen or base is None else gram(tuned - base)
 

@@ -24,7 +24,7 @@ class Sce(Merge):
 
     select: Annotated[float, Setting("share of the weights selected, by variance between the models (the paper's tau)", 0, 1)] = 0.1
 
-    def look(self, base: Tensor | None, tuned: Tensor, seen: list[Tensor]) -> Tensor | None:
+    def look(self, base: Tensor | None, tuned: Tensor, seen: list[Tensor], bits: int = 32) -> Tensor | None:
         """Counts of variances, then the energies of the selected changes [model]."""
         if base is None or len(seen) > 2:
             return None

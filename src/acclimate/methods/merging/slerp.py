@@ -37,15 +37,18 @@ class Slerp(Merge):
     parallel: Annotated[float, Setting("cosine from which two tensors count as parallel and the line is taken", 0, 1)] = 0.9995
     origin: Annotated[str, Setting("centre of the sphere", choices=("zero", "base"))] = "zero"
 
-    def look(self, base: Tensor | None, tuned: Tensor, seen: list[Tensor]) -> Tensor | None:
+    def look(self, base: Tensor | None, tuned: Tensor, seen: list[Tensor], bits: int = 32) -> Tensor | None:
         """Inner products of the models' tensors."""
         return None if seen else gram(self._seen_from(base, tuned))
 
-    def merge(self, tuned: Tensor, seen: list[Tensor], base: Tensor | None = None) -> Tensor:
+    def settle(self, seen: list[Tensor], models: int) -> Tensor:
+        """Coefficients of the models [model]."""
+        return self._two(seen[0]) if models == 2 and len(self.weights) == 1 else self._many(seen[0])
+
+    def merge(self, tuned: Tensor, seen: Tensor, base: Tensor | None = None) -> Tensor:
         """tuned [model, *shape] -> [*shape]."""
         vectors = self._seen_from(base, tuned)
-        shares = self._two(seen[0]) if len(tuned) == 2 and len(self.weights) == 1 else self._many(seen[0])
-        merged = torch.tensordot(shares.to(vectors.dtype), vectors, dims=1)
+        merged = torch.tensordot(seen.to(vectors.dtype), vectors, dims=1)
         return merged + base if self.origin == "base" and base is not None else merged
 
     def _seen_from(self, base: Tensor | None, tuned: Tensor) -> Tensor:

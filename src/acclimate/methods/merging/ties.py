@@ -2,7 +2,8 @@
 
 Yadav et al. 2023, Algorithm 1, https://arxiv.org/abs/2306.01708
 Use for three or more tunes of one base; tunes of different bases share no axes. The paper ranks the changes of a model over all its
-tensors; ``scope="tensor"`` ranks each tensor by itself, as most tools do. All that ties with the last kept change is kept.
+tensors; ``scope="tensor"`` ranks each tensor by itself, as most tools do. All that ties with the last kept change is kept; changes
+between 16-bit checkpoints tie where their upper 16 bits are alike.
 
 >>> from torch import tensor, zeros
 >>> Ties(keep=[1.0]).whole(zeros(3), tensor([[1.0, 3.0, 0.0], [3.0, -1.0, 0.0]]))
@@ -37,19 +38,23 @@ class Ties(Merge):
     sign: Annotated[str, Setting("how the sign is elected: by the sum of changes or by their number", choices=("sum", "count"))] = "sum"
     normalize: Annotated[bool, Setting("average the changes that agree instead of adding them")] = True
 
-    def look(self, base: Tensor | None, tuned: Tensor, seen: list[Tensor]) -> Tensor | None:
+    def look(self, base: Tensor | None, tuned: Tensor, seen: list[Tensor], bits: int = 32) -> Tensor | None:
         """Counts of magnitudes."""
         if min(self.keep) >= 1 or base is None:
             return None
-        return thresholds.look(tuned - base, seen, self._shares(tuned))
+        return thresholds.look(tuned - base, seen, self._shares(len(tuned)), bits)
 
-    def merge(self, base: Tensor, tuned: Tensor, seen: list[Tensor]) -> Tensor:
+    def settle(self, seen: list[Tensor], models: int) -> Tensor | None:
+        """The least magnitude that is kept [model], or None if all are."""
+        return thresholds.magnitudes(seen, self._shares(models))[:, 0] if seen else None
+
+    def merge(self, base: Tensor, tuned: Tensor, seen: Tensor | None) -> Tensor:
         """base [*shape], tuned [model, *shape] -> [*shape]."""
         changes = tuned - base
-        if seen:
-            changes = thresholds.trim(changes, thresholds.magnitudes(seen, self._shares(tuned))[:, 0])
+        if seen is not None:
+            changes = thresholds.trim(changes, seen)
         merged = combine(changes, per_model(self.weights, tuned), elect=self.sign, mean=self.normalize)
         return merged.mul_(self.scale).add_(base)
 
-    def _shares(self, tuned: Tensor) -> Tensor:
-        return per_model(self.keep, torch.empty(len(tuned), 1), "keep")
+    def _shares(self, models: int) -> Tensor:
+        return per_model(self.keep, torch.empty(models, 1), "keep")
