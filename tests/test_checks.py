@@ -117,7 +117,7 @@ class Sound(Adapter):
 BROKEN_ADAPTERS = [
     ("sound", "r=2", "r=2", set()),
     ("no identity", "r=2", "r=2, init_lora_weights=False", {"identity"}),
-    ("writes into it", "task =", "next(model.parameters()).data += 1\n        task =", {"inputs_untouched", "identity", "plain_peft"}),
+    ("writes into it", "task =", "next(model.parameters()).data += 1\n        task =", {"inputs_untouched", "identity", "saved"}),
     ("fits one family only", '"all-linear"', '["up_proj"]', {"families", "frozen"}),
     ("cannot be folded", 'LoraConfig(r=2, target_modules="all-linear"', "PromptTuningConfig(num_virtual_tokens=3", {"identity", "folds"}),
     ("trains the model's own biases", "r=2", 'r=2, bias="all"', {"frozen"}),

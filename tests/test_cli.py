@@ -11,12 +11,11 @@ from pathlib import Path
 import pytest
 
 from acclimate import cli
-from acclimate.cli.commands import app
 from acclimate.model import embedded
 from worlds import sentences
 
 COMMANDS = ["quickstart", "adapt", "evaluate", "compare", "run", "plan", "validate", "methods", "show", "papers", "reproduce"]
-COMMANDS += ["check", "doctor"]
+COMMANDS += ["check", "doctor", "merge", "extract", "combine"]
 
 
 @pytest.fixture
@@ -56,7 +55,7 @@ def adapted(tiny_folder, texts, places, child):
 
 
 def test_every_command_is_there_and_helps(acclimate):
-    assert {command.name or command.callback.__name__ for command in app.registered_commands} >= set(COMMANDS)
+    assert {command.name or command.callback.__name__ for command in cli.app.registered_commands} >= set(COMMANDS)
     code, out, err = acclimate("--help")
     assert (code, err) == (0, "")
     assert all(f" {name} " in out for name in COMMANDS)

@@ -5,7 +5,8 @@ import pytest
 
 from acclimate import forecast as module
 from acclimate.errors import AcclimateError
-from acclimate.forecast import forecast, root
+from acclimate.fitting import root
+from acclimate.forecast import forecast
 from acclimate.kinds import Strategy
 from acclimate.recipe import Recipe
 
@@ -103,8 +104,8 @@ def test_a_strategy_is_not_probed(folder, monkeypatch):
 
 def test_a_chain_is_traced_to_its_start(folder):
     checked = recipe(folder, {}, {"as": "second", "from": "made"}, {"as": "third", "from": "second"})
-    assert {root(checked, name) for name in ("made", "second", "third", "third.stage")} == {str(folder / "tiny")}
-    assert root(checked, "someone/model") == "someone/model"
+    assert {root(checked.steps, name) for name in ("made", "second", "third", "third.stage")} == {str(folder / "tiny")}
+    assert root(checked.steps, "someone/model") == "someone/model"
 
 
 def test_a_probe_that_fails_names_the_step(folder, monkeypatch):

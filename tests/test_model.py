@@ -127,7 +127,7 @@ def test_the_tokenizer_of_another_model_is_refused(broken, tokenizer):
 
 
 def test_an_unknown_name_is_answered_with_the_nearest_offline(monkeypatch, tmp_path):
-    monkeypatch.setattr(module, "embedded", lambda: {"seedling": tmp_path, "minilm": tmp_path})
+    monkeypatch.setattr(module.loading, "embedded", lambda: {"seedling": tmp_path, "minilm": tmp_path})
     line = refused("seedlign")
     assert "no model 'seedlign': no such folder" in line
     assert "cannot be reached" in line

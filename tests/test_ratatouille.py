@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from acclimate import datasets
+from acclimate.domain.arrays import ArrayDomain, Arrays
 from acclimate.engines import finetune
 from acclimate.engines.finetune import (
     FeatureModel,
@@ -23,8 +24,8 @@ from acclimate.engines.finetune import (
 from acclimate.errors import AcclimateError
 from acclimate.experiments import load as experiment
 from acclimate.method import load
-from acclimate.methods.merging import model_ratatouille
 from acclimate.methods.merging.model_ratatouille import greedy
+from acclimate.model import ArrayModel
 from acclimate.models.convnet import ConvNet
 
 SMALL = {"n_runs": 3, "steps": 8, "lp_steps": 4, "lr": [1e-2, 3e-3], "batch_size": 8}
@@ -44,14 +45,23 @@ def featurizer(seed=0):
         return nn.Sequential(nn.Linear(6, 12), nn.BatchNorm1d(12), nn.ReLU())
 
 
+def domain(name, pair):
+    x, y = (part.numpy() for part in pair)
+    return ArrayDomain(name, {"train": Arrays(name, x, y, [str(number) for number in range(1 + y.max())])})
+
+
 class Tools:
     seed = 0
 
     def __init__(self):
-        self.notes = {}
+        self.notes, self.calls = {}, []
 
     def note(self, name, value):
         self.notes[name] = copy.deepcopy(value)
+
+    def fine_tune(self, name, model, train, held, plan, seed, only=""):
+        self.calls.append((name, model, plan, only))
+        return fine_tune(model, train, held, plan, seed, only=only)
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +71,22 @@ def world():
     return featurizer(), target, auxiliaries
 
 
+def given(world):
+    """Target and auxiliaries as domains; a task of one domain may be given as that alone."""
+    _, target, auxiliaries = world
+    tasks = {task: {name: domain(name, pair) for name, pair in some.items()} for task, some in auxiliaries.items()}
+    tasks = {task: some if len(some) > 1 else next(iter(some.values())) for task, some in tasks.items()}
+    return {name: domain(name, pair) for name, pair in target.items()}, tasks
+
+
 def cook(world, **settings):
     tools = Tools()
-    start, target, auxiliaries = world
+    start, target, auxiliaries = world[0], *given(world)
     before = copy.deepcopy(start.state_dict())
-    made = load("merging.model_ratatouille", **{**SMALL, **settings}).run(tools, start=start, target=target, auxiliaries=auxiliaries)
+    made = load("merging.model_ratatouille", **{**SMALL, **settings}).run(
+        tools, start=ArrayModel("start", FeatureModel(start)), target=target, auxiliaries=auxiliaries
+    )
+    made = {name: model.net for name, model in made.items()}
     assert all(torch.equal(before[name], value) for name, value in start.state_dict().items())
     return tools, made
 
@@ -158,19 +179,13 @@ def test_averages_by_hand(world):
 # the strategy
 
 
-def test_draws_heads_and_warm_ups(world, monkeypatch):
-    calls = []
-    original = finetune.fine_tune
-
-    def spy(model, train, held, plan, seed, only=""):
-        calls.append((model, plan, only))
-        return original(model, train, held, plan, seed, only=only)
-
-    monkeypatch.setattr(model_ratatouille, "fine_tune", spy)
+def test_draws_heads_and_warm_ups(world):
     tools, made = cook(world, n_runs=6)
     assert list(made) == ["ratatouille"]
     assert tools.notes["pool"] == ["start", "two", "four"]
-    told, calls = tools.notes["runs.ratatouille"], calls[2:]  # the first two are the auxiliaries'
+    assert [name for name, *_ in tools.calls[:2]] == ["aux-two", "aux-four"]
+    told, calls = tools.notes["runs.ratatouille"], [call[1:] for call in tools.calls[2:]]
+    assert len({name for name, *_ in tools.calls}) == len(tools.calls)
     assert {row["start"] for row in told} == {"start", "two", "four"}
     train, _ = split(world[1])
     shared = probed_head(world[0], train, 3)
@@ -214,14 +229,25 @@ def test_greedy_selection_by_source_validation(world):
 
 
 def test_a_target_in_the_pool_is_refused(world):
-    start, target, auxiliaries = world
+    start, (target, auxiliaries) = ArrayModel("start", FeatureModel(world[0])), given(world)
     method = load("merging.model_ratatouille", **SMALL)
+    leak = domain("x", tuple(part[:5] for part in world[1]["b"]))
     with pytest.raises(AcclimateError, match="'leak' holds rows of the target task"):
-        method.run(
-            Tools(), start=start, target=target, auxiliaries={**auxiliaries, "leak": {"x": (target["b"][0][:5], target["b"][1][:5])}}
-        )
-    with pytest.raises(AcclimateError, match="needs start, target and auxiliaries"):
+        method.run(Tools(), start=start, target=target, auxiliaries={**auxiliaries, "leak": leak})
+    with pytest.raises(AcclimateError, match="needs from: a network and on:"):
         method.run(Tools(), start=start, target=target)
+    with pytest.raises(AcclimateError, match="b has the classes 0, 1, but a 0, 1, 2; name the same"):
+        method.run(Tools(), start=start, target={**target, "b": domain("b", rows(2, classes=2))}, auxiliaries=auxiliaries)
+
+
+def test_a_start_may_learn_something_first(world):
+    start, (target, auxiliaries) = ArrayModel("start", FeatureModel(world[0])), given(world)
+    tools = Tools()
+    method = load("merging.model_ratatouille", **SMALL)
+    method.run(tools, start=start, target=target, auxiliaries=auxiliaries, pretraining=domain("f", rows(6, classes=5)))
+    first, second = tools.calls[:2]
+    assert (first[0], len(first[1].classes)) == ("pretrained", 5)
+    assert not torch.equal(second[1].featurizer[0].weight, world[0][0].weight)  # the auxiliaries start from what it learned
 
 
 def test_the_convnet_has_batch_norm_and_averages():

@@ -19,6 +19,7 @@ _VERBS = {  # name -> module that holds it, imported at first use
     "run": "execute",
     "merge": "merges",
     "extract": "merges",
+    "combine": "merges",
     "load": "method",
     "names": "method",
     "reproduce": "experiments",

@@ -26,6 +26,7 @@ from statistics import mean, median
 from typing import Any
 
 from .errors import AcclimateError
+from .fitting import root
 from .kinds import Merge, Strategy
 from .recipe import Recipe, Step
 
@@ -90,21 +91,13 @@ def _extend(step: Step, probes: list[dict[str, Any]], opened: set[str]) -> dict[
     }
 
 
-def root(recipe: Recipe, ref: str) -> str:
-    """The model that a chain of steps begins with: it has the shape of all that follow."""
-    by_name = {step.name: step for step in recipe.steps}
-    while (step := by_name.get(ref) or by_name.get(ref.partition(".")[0] if "/" not in ref else "")) is not None:
-        ref = step.start
-    return ref
-
-
 def _layers(recipe: Recipe, step: Step) -> list[int]:
     """How many layers to probe with: [0] for all of them, [1, 2] for a large model."""
     from transformers import AutoConfig
 
     from .model import _folder, _not_found
 
-    ref = root(recipe, step.start)
+    ref = root(recipe.steps, step.start)
     folder = _folder(ref)
     if folder is not None and not (folder / "config.json").exists():
         return [0]  # an adapter: probed as it is
@@ -170,7 +163,7 @@ def _measure(path: str, name: str, layers: int, folder: str) -> dict[str, Any]:
         tools.domain(domain)  # what it prepares is kept; the run finds it, as the second opening below does
     bare = psutil.Process().memory_info().rss
     began = time.perf_counter()
-    ref = root(recipe, step.start)
+    ref = root(recipe.steps, step.start)
     start, total_layers, size = _start(ref, layers)
     in_place = step.adapter is None and 5 * size > psutil.virtual_memory().available
     if layers:
@@ -194,7 +187,7 @@ def _measure(path: str, name: str, layers: int, folder: str) -> dict[str, Any]:
     short: dict[str, Any] = {"steps": few, "watch_every": few, "checkpoint_every": few}
     if settings.max_forgetting is not None:
         short["max_forgetting"] = 1e9  # looked at, never reached
-    teacher = root(recipe, step.teacher) if step.teacher else ""
+    teacher = root(recipe.steps, step.teacher) if step.teacher else ""
     probed = dataclasses.replace(step, start=ref, teacher=teacher, train={**step.train, **short})
     del sources
 

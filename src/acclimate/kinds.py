@@ -7,7 +7,7 @@ from .method import Method
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor, nn
+    from torch import Tensor
 
 
 class Data(Method):
@@ -57,14 +57,18 @@ class Objective(Method):
 class Adapter(Method):
     """A small trainable part inside a frozen model. Engine: train.
 
-    A method either gives a peft configuration (where peft has the method) or wraps layers itself.
+    A method gives a peft configuration (where peft has the method), or what stands beside a layer, or both. With the latter its settings
+    ``target`` and ``layers`` say which layers (model/roles.py), and its adapters can be composed and mixed in a batch (model/injected.py).
     """
 
     room = "adapters"
     verb = "wrap"
 
-    def wrap(self, layer: "nn.Module") -> "nn.Module":
-        """The layer with the adapter beside or inside it; equal to the layer at the start."""
+    def wrap(self, layer: Any) -> Any:
+        """A module beside one layer (a model.roles.Site): ``forward(x, y)`` gives what is added to the layer's output y, 0 at the start.
+
+        Its ``delta(weight, bias)`` gives the same as a change of the layer's weights, where that can be.
+        """
         raise TypeError(f"{self.name} is a peft configuration and wraps no single layer")
 
     def peft(self, model: Any) -> Any | None:

@@ -1,16 +1,20 @@
-"""Measures models on domains: bits per byte and tasks, each against the first model, item by item."""
+"""Measures models on domains: bits per byte and tasks on text, accuracy on arrays, each against the first model, item by item."""
 
 import sys
+from functools import singledispatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .domain import Domain
+from .domain.arrays import ArrayDomain, open_domain, overlap
+from .domain.contamination import contamination
 from .progress import say
 from .runs import now, provenance
 
 if TYPE_CHECKING:
+    from .engines.score import Answers
     from .model import Model
 
 
@@ -23,16 +27,17 @@ def evaluate(
     most: int = 150_000,
     out: str | Path | None = None,
 ) -> dict[str, Any]:
-    """Measure models (the first is the one others are compared with) on domains given as name -> source (or Domain).
+    """Measure models (the first is the one others are compared with) on domains given as name -> source (or Domain, or ArrayDomain).
 
     ``outside`` names what a specialist should not lose. Writes a report if ``out``.
     """
     from . import report
-    from .model import Model
+    from .model import open_model
 
-    loaded = {name: Model.load(name) for name in models}
+    loaded = {name: open_model(name) for name in models}
     roles = {**dict.fromkeys(outside or {}, "out"), **dict.fromkeys(domains, "in")}
-    opened = {n: spec if isinstance(spec, Domain) else Domain.load(n, spec) for n, spec in {**domains, **(outside or {})}.items()}
+    given = {**domains, **(outside or {})}
+    opened = {n: open_domain(n, str(spec)) if isinstance(spec, (str, Path)) else spec for n, spec in given.items()}
     results, counts = measure_all(loaded, opened, roles, split, most)
     data = {
         "title": "evaluation",
@@ -54,19 +59,53 @@ def evaluate(
 
 
 def measure_all(
-    models: "dict[str, Model]", domains: dict[str, Domain], roles: dict[str, str], split: str, most: int
+    models: dict[str, Any], domains: dict[str, Any], roles: dict[str, str], split: str, most: int
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Every model on every domain: the result rows, and what each domain held."""
-    results, counts = [], {}
+    """Every model on every domain of its form: the result rows, and what each domain held.
+
+    A network for arrays without a head gets one for the occasion, probed on what the domains in the role "in" have to train on.
+    """
+    results: list[dict[str, Any]] = []
+    counts = {}
+    own = {n: d for n, d in domains.items() if roles[n] == "in" and isinstance(d, ArrayDomain) and "train" in d.splits}
+    if own and all(domain.classes == next(iter(own.values())).classes for domain in own.values()):
+        from .engines.finetune import probed
+
+        models = {name: probed(model, own) if model.kind == "featurizer" else model for name, model in models.items()}
     for name, domain in domains.items():
-        some = limited(domain, split, most)
-        size = sum(len(text.encode()) for text in some)
-        counts[name] = {"role": roles[name], "documents": len(some), "bytes": size, "source": domain.source, "licence": domain.licence}
-        results += measure(models, domain, some)
+        found, held = examine(domain, models, split, most)
+        counts[name] = {"role": roles[name], **held, "source": domain.source, "licence": domain.licence}
+        results += found
     return results, counts
 
 
-def hashes(models: "dict[str, Model]", domains: dict[str, Domain]) -> dict[str, Any]:
+@singledispatch
+def examine(domain: Any, models: dict[str, Any], split: str, most: int) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    """Every model on one domain, and how much that was: text up to ``most`` bytes, arrays whole."""
+    some = limited(domain, split, most)
+    return measure(models, domain, some), {"documents": len(some), "bytes": sum(len(text.encode()) for text in some)}
+
+
+@examine.register
+def _(domain: ArrayDomain, models: dict[str, Any], split: str, most: int) -> tuple[list[dict[str, Any]], dict[str, int]]:
+    from .engines import finetune, score
+
+    if split not in domain.splits:
+        return [], {"documents": 0, "bytes": 0}
+    held = domain.rows(split)
+    wanted = [held.classes[number] for number in held.y]
+    rows: list[dict[str, Any]] = []
+    base: score.Answers | None = None
+    for name, model in models.items():
+        if model.kind == "classifier":
+            found = finetune.guesses(model.net, held.tensors()[0])
+            answers = score.Answers([model.classes[number] for number in found.tolist()], wanted, "accuracy")
+            rows.append(_answered(name, domain.name, answers, base))
+            base = base or answers
+    return rows, {"documents": len(held), "bytes": held.x.nbytes}
+
+
+def hashes(models: dict[str, Any], domains: dict[str, Any]) -> dict[str, Any]:
     """Hashes of weights and texts, for the report."""
     return {"models": {n: m.fingerprint for n, m in models.items()}, "domains": {n: d.fingerprint for n, d in domains.items()}}
 
@@ -103,28 +142,47 @@ def measure(models: "dict[str, Model]", domain: Domain, texts: list[str], seed: 
             if model.kind != "causal" and (model.kind, task.kind) != ("seq2seq", "generation"):
                 continue  # options are scored by decoders alone
             answers = score.solve(model, task)
-            value, low, high = answers.interval()
-            row = {
-                "model": name,
-                "domain": f"{domain.name}: {task.name}",
-                "metric": task.metric,
-                "better": "higher",
-                "value": value,
-                "low": low,
-                "high": high,
-                "n": len(task.rows),
-            }
-            change = dict.fromkeys(("change", "change_low", "change_high", "p", "flips"))
-            before = base.setdefault(task.name, answers)
-            if before is not answers:
-                change = dict(
-                    zip(change, (*answers.against(before), statistics.negative_flips(before.right, answers.right)[0]), strict=True)
-                )
-            rows.append({**row, **change})
+            rows.append(_answered(name, f"{domain.name}: {task.name}", answers, base.get(task.name)))
+            base.setdefault(task.name, answers)
     return rows
 
 
-def limited(domain: Domain, split: str, most: int) -> list[str]:
+def _answered(model: str, domain: str, answers: "Answers", before: "Answers | None") -> dict[str, Any]:
+    """The row of a model's answers, compared with those of the first model."""
+    from .parts import statistics
+
+    value, low, high = answers.interval()
+    row = {
+        "model": model,
+        "domain": domain,
+        "metric": answers.metric,
+        "better": "higher",
+        "value": value,
+        "low": low,
+        "high": high,
+        "n": len(answers.wanted),
+    }
+    change = dict.fromkeys(("change", "change_low", "change_high", "p", "flips"))
+    if before is not None:
+        change = dict(zip(change, (*answers.against(before), statistics.negative_flips(before.right, answers.right)[0]), strict=True))
+    return {**row, **change}
+
+
+@singledispatch
+def contaminated(domain: Any, measured: dict[str, Any], split: str) -> dict[str, Any]:
+    """What a domain learns from that is measured too: long spans of text, whole rows of arrays (see ``contamination``)."""
+    against = {name: measured_texts(other, split) for name, other in measured.items()}
+    pairs = zip(domain.rows("train")["origin"], domain.texts("train"), strict=True)
+    return contamination(pairs, {name: texts for name, texts in against.items() if texts}, domain=domain.name)
+
+
+@contaminated.register
+def _(domain: ArrayDomain, measured: dict[str, Any], split: str) -> dict[str, Any]:
+    held = {name: other.splits[split] for name, other in measured.items() if isinstance(other, ArrayDomain) and split in other.splits}
+    return overlap(domain.name, domain.rows("train"), held)
+
+
+def limited(domain: "Domain | ArrayDomain", split: str, most: int) -> list[str]:
     """Held-out documents up to ``most`` bytes (the first ones, in the domain's order)."""
     if split not in domain.splits:
         return []
@@ -137,7 +195,7 @@ def limited(domain: Domain, split: str, most: int) -> list[str]:
     return found
 
 
-def measured_texts(domain: Domain, split: str) -> list[str]:
+def measured_texts(domain: "Domain | ArrayDomain", split: str) -> list[str]:
     """All text a domain is measured on: its split, and the prompts of its tasks."""
     texts = domain.texts(split) if split in domain.splits else []
     return [*texts, *(str(row.get("prompt", "")) for task in domain.tasks.values() for row in task.rows)]

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .engines import merging
 from .engines.adapted import open_model
 from .engines.tensors import SHARD
@@ -45,7 +47,7 @@ def merge(
         per_tensor: settings that differ from ``settings``, by the tensor's name.
         dtype: float32, float16 or bfloat16 of the output; the base's (or first model's) if empty. Arithmetic is in fp32.
         tokenizer: ``base`` or ``union`` where the models' tokenizers differ.
-        check: hash the parents, load the merged model and run a probe through it.
+        check: hash the parents, load the merged model and run a probe through it, and draw the report in its merge.html.
         resume: go on with a merge of the same inputs that was killed.
 
     Raises AcclimateError for bad input: one line that names the model and the tensor.
@@ -69,7 +71,10 @@ def merge(
     if out is None:
         raise AcclimateError("say where the merged model goes: out")
     say(f"merging {len(made.works)} tensors ({made.bytes / 1e9:.2f} GB) with {made.memory(workers) / 1e6:.0f} MB of chunks")
-    return merging.run(made, out, seed=seed, workers=workers, shard=shard, check=check, resume=resume, notes=notes)
+    from .report.merge_page import merge_page
+
+    page = merge_page if check else None
+    return merging.run(made, out, seed=seed, workers=workers, shard=shard, check=check, resume=resume, notes=notes, page=page)
 
 
 def extract(tuned: str, base: str, out: str | Path, *, rank: int = 0, energy: float = 0.0) -> dict[str, Any]:
@@ -92,6 +97,86 @@ def extract(tuned: str, base: str, out: str | Path, *, rank: int = 0, energy: fl
     model.notes |= {"base": start.source, "base_fingerprint": start.fingerprint, "made": {"base": base, "method": "extract", "from": tuned}}
     folder = model.save(out)
     return {"folder": str(folder), "ranks": {path: low.b.shape[1] for path, low in patch.low.items()}, **patch.facts}
+
+
+def combine(
+    adapters: Sequence[str],
+    out: str | Path,
+    *,
+    weights: Sequence[float] | None = None,
+    rank: int = 0,
+    energy: float = 0.0,
+    method: str | Merge = "sum",
+    settings: dict[str, Any] | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Combine LoRA adapters of one base into one adapter in peft's own format; the base is not loaded.
+
+    Args:
+        adapters: folders or Hugging Face ids of LoRA adapters; DoRA too, where rank or energy is given.
+        weights: weight of each adapter's change (1 each if not given).
+        rank: most ranks kept of each layer. With neither rank nor energy the sum is exact: ranks are laid side by side.
+        energy: share of each layer's squared singular values that is kept, from above 0 to 1.
+        method: ``sum``, or a method of the merging room that works on changes (ties, dare, della, breadcrumbs, task_arithmetic ...): it
+            merges the adapters' dense changes on a base of zeros, layer by layer, and its result is split again to rank or energy.
+        settings: settings of the method; its ``weights`` are ``weights``.
+
+    Gives the folder, the ranks, the share of the energy kept, and the cosine of each adapter's change with the combined one.
+
+    Raises AcclimateError for adapters of several bases, or of another make.
+    """
+    from .engines import combining
+    from .engines.adapted import Adapted
+
+    refs, given = list(adapters), dict(settings or {})
+    if not refs:
+        raise AcclimateError("name the adapters to combine")
+    each = [float(weight) for weight in weights] if weights is not None else [1.0] * len(refs)
+    if len(each) != len(refs):
+        raise AcclimateError(f"weights holds {len(each)} values for {len(refs)} adapters; give one for each")
+    if rank < 0 or not 0 <= energy <= 1:
+        raise AcclimateError(f"rank = {rank}, energy = {energy}, but rank must be 0 or more and energy from 0 to 1")
+    chosen = None if method == "sum" else _of_changes(method, given, each if weights is not None else None)
+    if chosen is None and given:
+        raise AcclimateError(f"a plain sum has no setting {next(iter(given))!r}; choose a method")
+    if chosen is not None and not (rank or energy):
+        raise AcclimateError(f"what {chosen.name} makes of changes is not of low rank; say how much of it is kept: rank or energy")
+    if chosen is not None:
+        checked(chosen, len(refs), has_base=True)
+    combining.free(out)
+    opened = [open_model(ref) for ref in refs]
+    read = [model for model in opened if isinstance(model, Adapted)]
+    if len(read) < len(opened):
+        whole = next(model for model in opened if not isinstance(model, Adapted))
+        raise AcclimateError(f"{whole.ref} is a whole model, not an adapter; merge it, or extract its adapter first")
+    combining.one_base(read)
+    dora = next((model for model in read if model.settings.get("use_dora")), None)
+    if dora and not (rank or energy):
+        raise AcclimateError(f"the change of {dora.ref} (DoRA) is not of low rank; say how much of it is kept: rank or energy")
+    made = combining.combine(read, each, method=chosen, rank=rank, energy=energy, seed=seed)
+    about = {"method": chosen.name if chosen else "sum", "adapters": refs, "weights": each, "rank": rank, "energy": energy, "seed": seed}
+    about |= {"settings": chosen.values()} if chosen else {}
+    folder = combining.save(made, out, about)
+    for model in read:
+        model.close()
+    ranks = {made.kinds[name][0]: b.shape[1] for name, (b, _) in made.low.items()}
+    return {"folder": str(folder), "ranks": ranks, **made.facts, "made": about}
+
+
+def _of_changes(method: str | Merge, settings: dict[str, Any], weights: list[float] | None) -> Merge:
+    """A method that sees nothing but changes: moving base and tunes alike moves what it gives alike. Raises AcclimateError for others."""
+    if weights is not None and isinstance(method, str):
+        settings = {"weights": weights, **settings}
+    chosen = _method(method, settings)
+    if "base" not in chosen.needs():
+        raise AcclimateError(f"{chosen.name} does not work on changes; choose ties, dare, della, breadcrumbs or task_arithmetic")
+    made = torch.Generator().manual_seed(0)
+    count = max(chosen.takes[0], *(len(value) for value in chosen.values().values() if isinstance(value, list)), 1)
+    tuned, move = torch.randn(count, 4, 8, generator=made), torch.randn(4, 8, generator=made)
+    apart = chosen.whole(move, tuned + move) - chosen.whole(torch.zeros(4, 8), tuned) - move
+    if apart.abs().max() > 1e-4:
+        raise AcclimateError(f"{chosen.name} does not work on changes alone; choose ties, dare, della, breadcrumbs or task_arithmetic")
+    return chosen
 
 
 def checked(method: Merge, models: int, has_base: bool) -> None:

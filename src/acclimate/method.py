@@ -122,6 +122,7 @@ class Method(Settings):
 
     room: ClassVar[str] = ""  # the folder under methods/
     verb: ClassVar[str] = ""  # the one function a method writes
+    works_on: ClassVar[str] = "text"  # what its rows are: text, or arrays (images, series ...)
     extra: ClassVar[str] = ""  # optional dependency group, "" for none
     exempt: ClassVar[dict[str, str]] = {}  # check name -> why this method is excused from it
 

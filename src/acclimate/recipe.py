@@ -3,7 +3,7 @@
 title: numpy expert
 model: seedling                                   # what every model is compared with
 domains:
-  numpy: python_docs/numpy                        # a file, folder, named dataset or Hugging Face id
+  numpy: python_docs/numpy                        # a file, folder, named dataset or Hugging Face id; or images (domain/arrays.py)
   recall: {recall: 200}                           # text the start model writes by itself
 steps:
   - {as: full,   use: objectives.causal_lm, on: numpy, train: {steps: 60}}
@@ -13,13 +13,16 @@ steps:
 evaluate: {in: [numpy], out: [recall]}
 """
 
+import copy
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .domain.arrays import form_of
 from .errors import AcclimateError, nearest
 from .files import read_yaml, yaml_text
+from .fitting import among, fits, form, form_of_model, root
 from .kinds import Adapter, Merge, Objective, Strategy
 from .method import Method, find
 
@@ -36,7 +39,7 @@ class Step:
     name: str
     use: str
     start: str
-    on: dict[str, Any]
+    on: dict[str, Any]  # weights by domain; for a strategy what each role is: a domain, or on arrays also several, or several by name
     method: Any  # an Objective, a Strategy or a Merge
     train: dict[str, Any] = field(default_factory=dict)
     adapter: Any = None
@@ -100,6 +103,9 @@ class Recipe:
             stem = str(name).partition(".")[0]
             _known(f"{where}, evaluate.models", stem if stem in strategies else name, {step.name: 1 for step in read}, "step")
         ordered = _order(where, read)
+        forms = {name: form_of(spec) for name, spec in domains.items()}
+        for step in ordered:
+            fits(f"{where}, step {step.name}", step, forms, form_of_model(root(ordered, step.start)))
         return cls(
             dict(data),
             str(data.get("title") or "run"),
@@ -168,10 +174,16 @@ def _step(where: str, name: str, step: Any, model: str, domains: dict) -> Step:
     on = step.get("on")
     on = on if isinstance(on, dict) else dict.fromkeys(_list(f"{where}, on", on), 1.0)
     roles = isinstance(method, Strategy)
+    several = roles and form(method) == "arrays"
     if not roles and not step.get("teacher") and (asked := [word for word in method.needs() if word.startswith("teacher_")]):
         raise AcclimateError(f"{where}: {method.name} needs {asked[0]}; name a model with teacher:")
     for key, value in on.items():
-        _known(where, value if roles else key, domains, "domain")
+        if roles and not isinstance(value, str) and not several:
+            raise AcclimateError(f"{where}: role {key!r} of {method.name} is one domain, but here is {value!r}")
+        if not (used := among(value) if roles else [key]):
+            raise AcclimateError(f"{where}: role {key!r} of {method.name} names no domain")
+        for each in used:
+            _known(where, each, domains, "domain")
         if not roles and (not _number(value) or value < 0):
             raise AcclimateError(f"{where}: the weight of domain {key!r} is {value!r}, but must be a number of 0 or more")
     if not on and not tuned:
@@ -235,19 +247,21 @@ def _method(where: str, spec: dict[str, Any], kinds: tuple[type[Method], ...]) -
 
 
 def _domain(where: str, name: Any, spec: Any) -> dict[str, Any]:
-    """What a domain is made of: a source with the options of Domain.load, or text recalled by a model."""
+    """What a domain is made of: a source with the options of Domain.load or ArrayDomain.load, or text recalled by a model."""
+    from .domain.arrays import ArrayOptions
     from .domain.loading import Options
 
-    spec = spec if isinstance(spec, dict) else {"source": str(spec)} if spec else {}
+    spec = copy.deepcopy(spec) if isinstance(spec, dict) else {"source": str(spec)} if spec else {}
     where = f"{where}, domain {name}"
     if ("source" in spec) == ("recall" in spec):
         raise AcclimateError(f"{where} needs either source: (a file, folder, dataset) or recall: (a number of texts)")
     if "recall" in spec:
         _keys(where, spec, ("recall", "model"))
         return {**spec, "recall": _whole(f"{where}, recall", spec["recall"], 1)}
-    _keys(where, spec, ("source", *Options.settings()))
+    kind = ArrayOptions if form_of(spec) == "arrays" else Options
+    _keys(where, spec, ("source", *kind.settings()))
     try:
-        Options(**{key: value for key, value in spec.items() if key != "source"})
+        kind(**{key: value for key, value in spec.items() if key != "source"})
     except AcclimateError as error:
         raise AcclimateError(f"{where}: {error}") from error
     return {**spec, "source": str(spec["source"])}

@@ -34,13 +34,13 @@ class Run:
         ``make(work)`` gets a folder for checkpoints and returns (Model, facts for step.json), or (folder of a saved model, facts).
         """
         from . import __version__
-        from .model import Model
+        from .model import open_model
 
         folder = self.folder / "steps" / name
         key = digest([parts, __version__])
         facts = read_json(folder / "step.json") if (folder / "step.json").exists() else {}
         if facts.get("key") == key:
-            model = Model.load(str(folder / "model"))
+            model = open_model(str(folder / "model"))
             model.name = name
             say(f"{name}: already made, read from {folder}")
         else:
@@ -53,13 +53,14 @@ class Run:
             if isinstance(model, Path):
                 shutil.rmtree(folder / "model", ignore_errors=True)
                 model.replace(folder / "model")
-                model = Model.load(str(folder / "model"))
+                model = open_model(str(folder / "model"))
             else:
                 model.save(folder / "model")
             model.name = name
             facts = {"key": key, **facts}
             write_json(folder / "step.json", facts)
-            _tidy(folder / "work")
+            if (folder / "work").exists():
+                _tidy(folder / "work")
         model.source = str((folder / "model").resolve())  # what an adapter trained on it names as its base
         self.made[name] = facts
         return model

@@ -5,19 +5,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .domain import Domain
-from .domain.contamination import contamination
+from .domain.arrays import ArrayDomain, open_domain
 from .errors import AcclimateError
-from .files import atomic_file, cache_dir, digest, read_json, write_json
+from .files import cache_dir, digest, read_json, write_json
+from .fitting import fits, fits_arrays, form, root
 from .kinds import Adapter, Merge, Objective, Strategy
-from .measure import hashes, limited, measure_all, measured_texts
+from .measure import contaminated, hashes, limited, measure_all
+from .named import Named
 from .progress import say
 from .recipe import Recipe, Step
 from .runs import Run, now, provenance
 
 if TYPE_CHECKING:
-    import numpy as np
+    from torch import Tensor
 
-    from .model import Model
+    from .engines.finetune import FineTuning, Sources, Tuned
+    from .model import ArrayModel, FeatureModel, Model
 
 
 class Tools:
@@ -25,8 +28,8 @@ class Tools:
 
     def __init__(self, recipe: Recipe, run: Run):
         self.recipe, self.run = recipe, run
-        self.domains: dict[str, Domain] = {}
-        self.models: dict[str, Model] = {}
+        self.domains: dict[str, Any] = {}  # Domain or ArrayDomain
+        self.models: dict[str, Any] = {}  # Model or ArrayModel
         self.costs: dict[str, dict[str, Any]] = {}
         self.curves: dict[str, list] = {}
         self.contaminated: dict[str, Any] = {"checked": 0, "removed": 0, "spans": []}
@@ -45,14 +48,20 @@ class Tools:
         for name, spec in self.recipe.domains.items():
             if "source" in spec:
                 self.domain(name)
+        forms = {name: domain.form for name, domain in self.domains.items()}
+        for step in self.recipe.steps:  # what a hub or a folder holds is known only now
+            fits(f"step {step.name}", step, forms)
+            start = self.models.get(root(self.recipe.steps, step.start))
+            if form(start) == "arrays":
+                fits_arrays(step, start, self.domains, [*self.recipe.evaluate["in"], *self.recipe.evaluate["out"]])
 
-    def model(self, ref: str) -> "Model":
-        """A step's model by name, else any reference that Model.load takes."""
-        from .model import Model
+    def model(self, ref: str) -> Any:
+        """A step's model by name, else any reference that Model.load or ArrayModel.load takes."""
+        from .model import open_model
 
         if ref not in self.models:
             made = self.run.folder / "steps" / ref / "model"
-            self.models[ref] = Model.load(str(made) if ref in self.run.made else ref)
+            self.models[ref] = open_model(str(made) if ref in self.run.made else ref, self.recipe.seed)
             self.models[ref].name = ref
         self._make_room(ref)
         return self.models[ref]
@@ -68,15 +77,15 @@ class Tools:
             if name != keep:
                 del self.models[name]
 
-    def domain(self, name: str) -> Domain:
+    def domain(self, name: str) -> Any:
         """A domain of the recipe, opened at first use."""
         if name not in self.domains:
             self.domains[name] = self._open(name, dict(self.recipe.domains[name]))
         return self.domains[name]
 
-    def _open(self, name: str, spec: dict[str, Any]) -> Domain:
+    def _open(self, name: str, spec: dict[str, Any]) -> "Domain | ArrayDomain":
         if "recall" not in spec:
-            return Domain.load(name, spec.pop("source"), **spec)
+            return open_domain(name, spec.pop("source"), **spec)
         from .engines.generate import recall
 
         model = self.model(spec.get("model") or self.recipe.model)
@@ -90,7 +99,7 @@ class Tools:
     def make(self, step: Step) -> None:
         """Make one step of the recipe."""
         if isinstance(step.method, Strategy):
-            roles: dict[str, Any] = {role: self.clean(name) for role, name in step.on.items()}
+            roles: dict[str, Any] = {role: self._role(names) for role, names in step.on.items()}
             if step.tuned:
                 roles["tuned"] = [self.model(ref) for ref in step.tuned]
             made = step.method.run(Named(self, step), start=self.model(step.start), **roles)
@@ -113,6 +122,12 @@ class Tools:
                 teacher=step.teacher,
                 stages=step.stages,
             )
+
+    def _role(self, names: Any) -> Any:
+        """What a strategy gets for a role: a domain, or several by name."""
+        if isinstance(names, list):
+            return {name: self.clean(name) for name in names}
+        return {name: self._role(part) for name, part in names.items()} if isinstance(names, dict) else self.clean(names)
 
     def _headed(self, ref: str) -> "Model":
         """An encoder with a fresh output layer, the same for the same seed."""
@@ -219,6 +234,34 @@ class Tools:
         self.costs[name], self.curves[name] = {"how": facts["how"], **facts["cost"]}, []
         return model
 
+    def fine_tune(
+        self, name: str, model: "FeatureModel", train: "Sources", held: "Sources", plan: "FineTuning", seed: int, only: str = ""
+    ) -> "Tuned":
+        """Fine-tune a classifier of arrays; made once per run directory, data and settings."""
+        import time
+
+        from .engines import finetune as engine
+        from .model import ArrayModel, fingerprint
+
+        parts = {
+            "start": [fingerprint(model), model.classes],
+            "rows": {role: {n: _digest(rows) for n, rows in some.items()} for role, some in (("train", train), ("held", held))},
+            "tuning": [plan.values(), seed, only],
+        }
+
+        def make(work: Path) -> tuple[Any, dict]:
+            started = time.perf_counter()
+            done = engine.fine_tune(model, train, held, plan, seed, only=only)
+            how = f"fine-tuning on {', '.join(train)}, {plan.steps} steps"
+            kept = ArrayModel(name, done.model, notes={"made": {"how": how, "seed": seed, **plan.values()}})
+            cost = {"seconds": round(time.perf_counter() - started, 2), "steps": plan.steps, "total_parameters": kept.parameters()}
+            return kept, {"how": how, "cost": cost, "curve": [], "accuracy": done.accuracy, "validation": done.curve}
+
+        made = self.run.step(name, parts, make)
+        facts = self.run.made[name]
+        self.costs[name], self.curves[name] = {"how": facts["how"], **facts["cost"]}, []
+        return engine.Tuned(made.net, facts["accuracy"], [(int(step), float(score)) for step, score in facts["validation"]])
+
     def _saved(self, model: "Model", work: Path) -> str:
         """Where a model's weights are on disk; one that is in memory alone is saved first."""
         from .engines.checkpoint import Checkpoint
@@ -230,29 +273,26 @@ class Tools:
             return model.source
         return str(model.save(work / "inputs" / model.fingerprint))
 
-    def keep(self, name: str, model: "Model", how: str) -> "Model":
+    def keep(self, name: str, model: "Model | ArrayModel", how: str) -> Any:
         """A model that a strategy made by itself, saved in the run directory like one that was trained."""
         kept = self.run.step(name, {"kept": model.fingerprint}, lambda work: (model, {"how": how, "cost": {}, "curve": [], "stopped": ""}))
         self.costs[name], self.curves[name] = {"how": how}, []
         return kept
 
-    def clean(self, name: str) -> Domain:
-        """A domain whose training split shares no long span with any text or task it will be measured on (checked once)."""
+    def clean(self, name: str) -> Any:
+        """A domain whose training split shares no long span, and no row, with anything it will be measured on (checked once)."""
         domain = self.domain(name)
         if not self.recipe.contamination or name in self.looked or "train" not in domain.splits:
             return domain
         self.looked.add(name)
         measured = {n: self.domain(n) for n in (*self.recipe.evaluate["in"], *self.recipe.evaluate["out"])}
-        against = {n: measured_texts(d, self.recipe.evaluate.get("split", "test")) for n, d in measured.items()}
-        rows = domain.rows("train")
-        pairs = zip(rows["origin"], domain.texts("train"), strict=True)
-        found = contamination(pairs, {n: texts for n, texts in against.items() if texts}, domain=name)
+        found = contaminated(domain, measured, self.recipe.evaluate.get("split", "test"))
         self.contaminated["checked"] += found["checked"]
         self.contaminated["removed"] += found["removed"]
         self.contaminated["spans"] += found["spans"]
         if found["removed"]:
-            say(f"{name}: {found['removed']} of {found['checked']} training documents share text with what is measured; they are left out")
-            domain.splits["train"] = rows.select(found["clean"])
+            say(f"{name}: {found['removed']} of {found['checked']} training rows share content with what is measured; they are left out")
+            domain.splits["train"] = domain.rows("train").select(found["clean"])
         return domain
 
     # measuring
@@ -267,6 +307,8 @@ class Tools:
         results, counts = measure_all(models, domains, roles, evaluate.get("split", "test"), int(evaluate.get("bytes") or 150_000))
         unknown = {"how": "made by a strategy"}
         start = {"how": "the start model"}
+        if models[recipe.model].kind == "featurizer":
+            start["how"] += " with a head probed on " + ", ".join(evaluate["in"])
         facts = {name: self.costs.get(name, start if name == recipe.model else unknown) for name in names}
         return {
             "title": recipe.title,
@@ -335,71 +377,8 @@ def _recalled(name: str, texts: list[str], source: str) -> Domain:
     return Domain(name, "text", splits, source=source)
 
 
-class Named:
-    """Tools as one strategy sees them: its products carry the step's name and its settings the step's own."""
-
-    def __init__(self, tools: Tools, step: Step):
-        self.tools, self.step = tools, step
-
-    def train(self, name: str, start: "Model", objective: Objective, domains: Any, **settings: Any) -> "Model":
-        """Train and name the product ``<step>.<name>``; the recipe's train: settings win over the strategy's."""
-        given = {key: settings.pop(key) for key in ("adapter", "teacher", "stages") if settings.get(key) is not None}
-        return self.tools.train(f"{self.step.name}.{name}", start, objective, domains, {**settings, **self.step.train}, **given)
-
-    def merge(self, name: str, method: Merge, tuned: "list[Model]", base: "Model | None" = None, settings: Any = None) -> "Model":
-        """Merge and name the product ``<step>.<name>``; ``settings`` gives a tensor's own settings by its name."""
-        return self.tools.merge(f"{self.step.name}.{name}", method, tuned, base, settings)
-
-    def keep(self, name: str, model: "Model", how: str = "") -> "Model":
-        """Save a model that was made by hand as the product ``<step>.<name>``."""
-        return self.tools.keep(f"{self.step.name}.{name}", model, how or f"{self.step.use.partition('.')[2]} ({name})")
-
-    def bits(self, model: "Model", domain: Domain, split: str = "validation", most: int = 60_000) -> float:
-        """Bits per byte of a model on the first ``most`` bytes of a split."""
-        from .engines.score import bits_per_byte
-
-        if split not in domain.splits:
-            raise AcclimateError(
-                f"{self.step.use} looks at the {split} split of {domain.name}, which has none; give it one, or another domain"
-            )
-        return float(bits_per_byte(model, limited(domain, split, most)).value)
-
-    def search(self, name: str, fitness: Callable, start: "np.ndarray", **settings: Any) -> Any:
-        """CMA-ES (engines.search) with its log of trials in the run directory, so that a killed search goes on."""
-        from .engines.search import search
-
-        return search(fitness, start, seed=self.seed, log=self._log(name), **settings)
-
-    def pareto(self, name: str, fitness: Callable, start: "np.ndarray", **settings: Any) -> Any:
-        """The same for several metrics at once (engines.pareto)."""
-        from .engines.pareto import pareto
-
-        return pareto(fitness, start, seed=self.seed, log=self._log(name), **settings)
-
-    def _log(self, name: str) -> Path:
-        return self.tools.run.folder / "searches" / f"{self.step.name}.{name}.jsonl"
-
-    @property
-    def seed(self) -> int:
-        """The seed of the recipe, for generators."""
-        return self.tools.recipe.seed
-
-    def topics(self, texts: list[str]) -> "np.ndarray":
-        """A vector per text [text, topic] from a light embedder (VAMPIRE) fitted on these very texts; kept in the cache."""
-        import numpy as np
-
-        from .models.vampire import fit
-
-        path = cache_dir("topics") / f"{digest([texts, self.seed])}.npy"
-        if not path.exists():
-            say(f"{self.step.name}: topics of {len(texts)} texts")
-            with atomic_file(path) as temporary, open(temporary, "wb") as handle:
-                np.save(handle, fit(texts, seed=self.seed).embed(texts))
-        return np.load(path)
-
-    def note(self, name: str, value: Any) -> None:
-        """Keep what was chosen on the way, as ``notes/<step>.<name>.json`` in the run directory."""
-        write_json(self.tools.run.folder / "notes" / f"{self.step.name}.{name}.json", value)
+def _digest(rows: "tuple[Tensor, Tensor]") -> str:
+    return digest(b"".join(part.contiguous().numpy().tobytes() for part in rows))
 
 
 def _too_large_to_copy(model: "Model") -> bool:

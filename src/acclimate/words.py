@@ -28,6 +28,9 @@ WORDS: dict[str, str] = {
     "tuned": "the weights of each model [model, *shape]",
     "seen": "what settle made of the looks, which are added up over the chunks of the tensor; by default one tensor per look",
     "generator": "numpy random generator of this chunk",
+    # adapters
+    "layer": "where the adapter stands: the frozen layer with the widths of its input and output (model.roles.Site)",
+    "common": "modules that the adapter shares between its layers, empty at first: {name: module}",
     # embeddings
     "anchors": "embeddings of the first texts [row, width]; needs pairs of texts",
     "positives": "embeddings of the texts that belong to them, row by row [row, width]",

@@ -1,4 +1,4 @@
-"""Checks for adapters that peft runs: equal to the model at the start, frozen weights untouched, folding, peft's own format."""
+"""Checks for adapters, of peft and of our own: equal to the model at the start, frozen weights untouched, folding, saving."""
 
 import copy
 import tempfile
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..kinds import Adapter
+from ..model.injected import CONFIG, WEIGHTS, Injected
 from . import tiny
 from .common import expect
 
@@ -61,18 +62,28 @@ def folds(cls: type[Adapter]) -> None:
     expect(gap < 1e-5, f"folded into the weights the adapter gives other logits, by {gap:.2g}")
 
 
-def plain_peft(cls: type[Adapter]) -> None:
-    """A saved adapter is in peft's format: plain peft loads it and gives the same logits."""
+def saved(cls: type[Adapter]) -> None:
+    """A saved adapter gives the same logits when it is loaded again: by plain peft, where it has a peft configuration."""
     from peft import PeftModel
 
     net = _train(_adapted(cls(), tiny.decoder()))
+    ours = isinstance(net, Injected)
     with tempfile.TemporaryDirectory() as folder:
         net.save_pretrained(folder)
         names = {path.name for path in Path(folder).iterdir()}
-        expect({"adapter_config.json", "adapter_model.safetensors"} <= names, f"saved as {', '.join(sorted(names))}, not in peft's format")
-        again = PeftModel.from_pretrained(tiny.decoder(), folder).eval()
+        wanted = {CONFIG, WEIGHTS} if ours else {"adapter_config.json", "adapter_model.safetensors"}
+        expect(wanted <= names, f"saved as {', '.join(sorted(names))}, not as {', '.join(sorted(wanted))}")
+        again: Any = (Injected if ours else PeftModel).from_pretrained(tiny.decoder(), folder).eval()
     gap = (_logits(again) - _logits(net)).abs().max().item()
-    expect(gap < 1e-6, f"loaded by plain peft the adapter gives other logits, by {gap:.2g}")
+    expect(gap < 1e-6, f"loaded again the adapter gives other logits, by {gap:.2g}")
+
+
+def taken_out(cls: type[Adapter]) -> None:
+    """An adapter of our own leaves the network bit-equal when it is taken out, after training too."""
+    net = _train(_adapted(cls(), tiny.decoder()))
+    if isinstance(net, Injected):
+        gap = (_logits(net.detach()) - _logits(tiny.decoder())).abs().max().item()
+        expect(gap == 0, f"taken out, the adapter leaves other logits behind, by {gap:.2g}")
 
 
 def families(cls: type[Adapter]) -> None:
@@ -88,7 +99,8 @@ def _adapted(method: Any, model: Any) -> Any:
     from peft import get_peft_model
 
     config = method.peft(model)
-    expect(config is not None, "peft(model) gives no configuration")
+    if config is None:
+        return Injected(copy.deepcopy(model)).add("a", method).learn("a").eval()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return get_peft_model(copy.deepcopy(model), config).eval()

@@ -12,10 +12,17 @@ from ..errors import AcclimateError
 INTERRUPTED = 130
 
 
+def _app() -> Any:
+    """The program with all its commands."""
+    from . import commands, merging
+
+    assert commands.app is merging.app
+    return commands.app
+
+
 def main() -> None:
     """Entry point of ``acclimate``."""
-    from .commands import app
-
+    app = _app()
     try:
         code = app(standalone_mode=False)
     except AcclimateError as error:
@@ -40,7 +47,5 @@ def _complain(text: str) -> None:
 
 def __getattr__(name: str) -> Any:
     if name == "app":
-        from .commands import app
-
-        return app
+        return _app()
     raise AttributeError(name)

@@ -8,27 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import AcclimateError
-
-app = typer.Typer(
-    name="acclimate",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    help="Turn a general model into a domain expert, and prove it: what was gained in the domain, what was lost outside it.",
-)
-
-Json = Annotated[bool, typer.Option("--json", help="print JSON and nothing else on stdout")]
-Out = Annotated[Path | None, typer.Option("--out", help="folder for everything this run makes; name it again to go on after a stop")]
-Seed = Annotated[int, typer.Option(help="seed of data order, masks and dropout")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="show the resolved recipe with predicted memory and time, and run nothing")]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="any training setting as name=value, repeated; see: acclimate show training")
-]
-Pairs = Annotated[list[str] | None, typer.Option("--outside", help="name=source of general text to measure forgetting on, repeated")]
-
-
-def _emit(data: Any) -> None:
-    typer.echo(json.dumps(data, ensure_ascii=False, default=str))
+from .common import DryRun, Json, Out, Pairs, Seed, Settings, app, emit, pairs
 
 
 def _table(data: dict) -> None:
@@ -42,19 +22,9 @@ def _table(data: dict) -> None:
         console.print(part)
 
 
-def _pairs(given: list[str] | None, what: str) -> dict[str, str]:
-    found = {}
-    for item in given or []:
-        name, equals, value = item.partition("=")
-        if not equals or not name or not value:
-            raise AcclimateError(f"{what} {item!r} must be written name=value")
-        found[name] = value
-    return found
-
-
 def _finish(data: dict, as_json: bool) -> None:
     if as_json:
-        _emit(data)
+        emit(data)
         return
     _table(data)
     typer.echo(f"report: {Path(data['folder']) / 'report.html'}")
@@ -91,10 +61,10 @@ def adapt(
     """Adapt a model to a domain, and report what was gained in it and lost outside it."""
     from ..execute import adapt_recipe, run
 
-    given: dict[str, Any] = dict(_pairs(settings, "--set"))
+    given: dict[str, Any] = dict(pairs(settings, "--set"))
     given |= {"steps": steps} if steps else {}
     given |= {"max_forgetting": max_forgetting} if max_forgetting is not None else {}
-    recipe = adapt_recipe(model, domain, name, objective, adapter, replay, _pairs(outside, "--outside"), given, seed)
+    recipe = adapt_recipe(model, domain, name, objective, adapter, replay, pairs(outside, "--outside"), given, seed)
     if dry_run:
         _plan(recipe, as_json)
     else:
@@ -116,13 +86,13 @@ def evaluate(
     """Measure models on domains: bits per byte and tasks, with intervals and paired differences."""
     from ..measure import evaluate as measure
 
-    data = measure(models, _pairs(on, "--on"), outside=_pairs(outside, "--outside"), split=split, most=max_bytes, out=out)
+    data = measure(models, pairs(on, "--on"), outside=pairs(outside, "--outside"), split=split, most=max_bytes, out=out)
     if tasks:
         from ..engines.lm_eval import lm_eval
 
         data["lm_eval"] = {name: lm_eval(name, tasks.split(","), limit) for name in models}
     if as_json:
-        _emit(data)
+        emit(data)
     else:
         _table(data)
         for name, found in data.get("lm_eval", {}).items():
@@ -143,7 +113,7 @@ def compare(
     if out:
         typer.echo(f"report: {out / 'report.html'}", err=True)
     if as_json:
-        _emit(data)
+        emit(data)
     else:
         _table(data)
 
@@ -168,69 +138,6 @@ def run(
 
 
 @app.command()
-def merge(
-    models: Annotated[list[str] | None, typer.Argument(help="models or peft adapters to merge; or one mergekit YAML file")] = None,
-    method: Annotated[str, typer.Option(help="a method of the merging room: linear, slerp, ties, dare, della ...")] = "linear",
-    base: Annotated[str, typer.Option(help="what the models were tuned from, for methods that work on changes")] = "",
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="any setting of the method as name=value, repeated; one per model: keep=0.2,0.5")
-    ] = None,
-    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16; default: as the base or the first model")] = "",
-    tokenizer: Annotated[str, typer.Option(help="base or union, where the models' tokenizers differ")] = "",
-    seed: Annotated[int, typer.Option(help="seed of random methods")] = 0,
-    workers: Annotated[int, typer.Option(help="threads; 0 = one a core")] = 0,
-    shard: Annotated[float, typer.Option(help="largest output file in GB")] = 5.0,
-    check: Annotated[bool, typer.Option(help="hash the parents, load the merged model and run a probe through it")] = True,
-    resume: Annotated[bool, typer.Option(help="go on with a merge of the same inputs that was killed")] = True,
-    out: Annotated[Path | None, typer.Option("--out", help="folder of the merged model")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be merged and in how much memory, and write nothing")] = False,
-    as_json: Json = False,
-) -> None:
-    """Merge models of one architecture, streamed: merge A B --method ties --base C --out D, or merge CONFIG.yaml --out D."""
-    from ..merges import merge as run_merge
-
-    given = list(models or [])
-    files = [model for model in given if model.endswith((".yaml", ".yml"))]
-    if not given or (files and len(given) > 1):
-        raise AcclimateError("name the models to merge, or one mergekit YAML file")
-    if files and (settings or base or method != "linear"):
-        raise AcclimateError("a mergekit YAML names its method, base and parameters itself; leave out --method, --base and --set")
-    found = run_merge(
-        files[0] if files else method, [] if files else given, base=base, out=out, settings=dict(_pairs(settings, "--set")), dtype=dtype,
-        tokenizer=tokenizer, seed=seed, workers=workers, shard=int(shard * 1e9), check=check, resume=resume, dry_run=dry_run,
-    )  # fmt: skip
-    if as_json:
-        _emit(found)
-    elif dry_run:
-        for key, value in found.items():
-            typer.echo(f"{key:20} {value}")
-    else:
-        typer.echo(f"{found['weights']:,} weights, {found['changed']:.1%} changed; per tensor: {Path(found['folder']) / 'merge.json'}")
-        typer.echo(f"model: {found['folder']}")
-
-
-@app.command()
-def extract(
-    tuned: Annotated[str, typer.Argument(help="the tuned model")],
-    base: Annotated[str, typer.Option(help="what it was tuned from")],
-    out: Annotated[Path, typer.Option("--out", help="folder of the adapter")],
-    rank: Annotated[int, typer.Option(help="ranks kept of each layer; 0 = as many as --energy asks for")] = 0,
-    energy: Annotated[float, typer.Option(help="share of each layer's change that is kept")] = 0.0,
-    as_json: Json = False,
-) -> None:
-    """Turn what a tuned model changed into a LoRA adapter in peft's format: extract TUNED --base BASE --rank 16 --out ADAPTER."""
-    from ..merges import extract as run_extract
-
-    found = run_extract(tuned, base, out, rank=rank, energy=energy)
-    if as_json:
-        _emit(found)
-    else:
-        ranks = list(found["ranks"].values())
-        typer.echo(f"{len(ranks)} layers of rank {min(ranks)} to {max(ranks)} hold {found['energy_kept']:.1%} of the change")
-        typer.echo(f"adapter: {found['folder']}")
-
-
-@app.command()
 def plan(
     recipe: Annotated[str, typer.Argument(help="a recipe file, or the name of one of the package's own")], as_json: Json = False
 ) -> None:
@@ -245,7 +152,7 @@ def _plan(recipe: Any, as_json: bool) -> None:
 
     found = forecast(recipe)
     if as_json:
-        _emit(found)
+        emit(found)
         return
     from rich.console import Console
     from rich.table import Table
@@ -268,7 +175,7 @@ def validate(
 
     found = look(path, **({"encoding": encoding} if encoding else {}))
     if as_json:
-        _emit(found)
+        emit(found)
     else:
         for key, value in found.items():
             if key != "bad":
@@ -289,7 +196,7 @@ def methods(room: Annotated[str, typer.Option(help="one room only")] = "", as_js
         raise AcclimateError(f"no room {room!r}{nearest(room, ROOMS)}")
     found = names(room)
     if as_json:
-        _emit([{"name": name, "what": line} for name, line in found.items()])
+        emit([{"name": name, "what": line} for name, line in found.items()])
         return
     width = max(map(len, found), default=0)
     for name, line in found.items():
@@ -323,7 +230,7 @@ def show(method: Annotated[str, typer.Argument(help="a method's name, or: traini
     ]
     words = {"needs": owner.needs(), "wishes": owner.wishes()} if issubclass(owner, Method) else {}
     if as_json:
-        _emit({"name": method, "doc": doc, **words, "settings": rows})
+        emit({"name": method, "doc": doc, **words, "settings": rows})
         return
     typer.echo(f"{method}\n\n{doc.strip()}\n")
     for key, value in words.items():
@@ -346,7 +253,7 @@ def papers(
 
     found = [p for p in all_papers() if room in ("", p["room"]) and verdict in ("", p["verdict"])]
     if as_json:
-        _emit(found)
+        emit(found)
         return
     for paper in found:
         typer.echo(f"{paper['n']:>3}  {paper['room']:<22} {paper['id']:<34} {state(paper):<18} {paper['title']}")
@@ -371,7 +278,7 @@ def reproduce(
     chosen = [int(seed) for seed in seeds.split(",")] if seeds else None
     found = again(paper, tiny=tiny, seeds=chosen, out=out, record=record)
     if as_json:
-        _emit(found)
+        emit(found)
         return
     typer.echo(f"{found['id']}\nclaim      {found['claim']}\ncriterion  {found['criterion']}\nmetric     {found['metric']}")
     for row in found["rows"]:
@@ -390,7 +297,7 @@ def check(file: Annotated[str, typer.Argument(help="a method's file, or a regist
 
     outcomes = run_checks(file)
     if as_json:
-        _emit([dataclasses.asdict(outcome) for outcome in outcomes])
+        emit([dataclasses.asdict(outcome) for outcome in outcomes])
     else:
         for outcome in outcomes:
             mark = "ok" if outcome.ok else "excused" if outcome.excused else "FAILED"
@@ -405,7 +312,7 @@ def doctor(as_json: Json = False) -> None:
 
     found = examine()
     if as_json:
-        _emit(found)
+        emit(found)
     else:
         for row in found:
             typer.echo(

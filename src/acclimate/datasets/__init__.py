@@ -1,7 +1,8 @@
 """Named datasets: one small loader per file, whose docstring is its card; found in ``$ACCLIMATE_DATA``, then on the hub.
 
 A dataset is a module here with ``CARD`` (source, licence, size, columns, hub), ``domains()`` and ``load(domain)``. One that
-is a single domain has no sub-domains and is loaded by its own name.
+is a single domain has no sub-domains and is loaded by its own name. One of images or other numbers gives Arrays instead of a Domain,
+and says so with ``"form": "arrays"`` in its card.
 
 >>> names()["gsm8k"]
 'GSM8K: grade-school arithmetic word problems with worked answers, as conversations.'
@@ -15,12 +16,9 @@ import importlib
 import os
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import AcclimateError, nearest
-
-if TYPE_CHECKING:
-    from ..domain import Domain
 
 FOLDER = Path(__file__).parent
 
@@ -51,7 +49,7 @@ def card(name: str) -> dict[str, Any]:
     return {"name": name, "about": (module.__doc__ or "").strip(), **module.CARD, "domains": module.domains()}
 
 
-def load(name: str) -> "Domain":
+def load(name: str) -> Any:  # a Domain, or Arrays
     """Load ``"dataset/sub-domain"`` (``"lm/legal"``), or ``"dataset"`` where the dataset is one domain (``"gsm8k"``).
 
     Raises AcclimateError for unknown names, for a missing sub-domain and for data that is nowhere to be found.

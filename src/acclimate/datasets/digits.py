@@ -2,8 +2,8 @@
 
 MNIST (LeCun et al. 1998) and USPS (Hull 1994) in the cut of github.com/chamwen/JPDA (2,000 and 1,800 images of 16 x 16); MNIST's test part
 (10,000 images of 28 x 28) from github.com/kelas/mnist; scikit-learn's digits (1,797 of 8 x 8) come with the package. Licences are not
-stated for the first three; scikit-learn's is CC BY 4.0. Each domain loads as ``datasets._arrays.Arrays``: x [row, 1, side, side] in fp32
-from 0 to 1, y [row].
+stated for the first three; scikit-learn's is CC BY 4.0. Each domain loads as ``acclimate.domain.arrays.Arrays``: x [row, 1, side, side]
+in fp32 from 0 to 1, y [row].
 
 What for: domain adaptation both ways; a first task for small image networks.
 
@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from ..domain.arrays import Arrays
 from ..errors import AcclimateError, nearest
 from . import locate
-from ._arrays import Arrays
 
 DOMAINS = ("mnist", "usps", "mnist_test", "sklearn")
 FOLDER = "other/digits_mnist_usps"
@@ -27,6 +27,7 @@ CARD: dict[str, Any] = {
     "licence": "not stated (MNIST, USPS); CC BY 4.0 (scikit-learn's)",
     "size": "mnist 2,000, usps 1,800, mnist_test 10,000, sklearn 1,797 images; 3 MB",
     "columns": {"x": "image [1, side, side], 0 to 1", "y": "the digit"},
+    "form": "arrays",
     "hub": None,
 }
 

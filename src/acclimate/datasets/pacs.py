@@ -2,7 +2,7 @@
 
 Li et al. 2017, https://arxiv.org/abs/1710.03077 ; a cut of the copy in github.com/MachineLearning2020/Homework3-PACS, licence not stated:
 720 images per domain of 32 x 32 in colour, 120 per class; the class person and the domain sketch are left out. Each domain loads as
-``datasets._arrays.Arrays``: x [row, 3, 32, 32] in fp32 from 0 to 1, y [row], classes dog, elephant, giraffe, guitar, horse, house.
+``acclimate.domain.arrays.Arrays``: x [row, 3, 32, 32] in fp32 from 0 to 1, y [row], classes dog, elephant, giraffe, guitar, horse, house.
 
 What for: domain generalization and adaptation of images, leave one domain out.
 
@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from ..domain.arrays import Arrays
 from ..errors import AcclimateError, nearest
 from . import locate
-from ._arrays import Arrays
 
 DOMAINS = ("photo", "art_painting", "cartoon")
 CARD: dict[str, Any] = {
@@ -24,6 +24,7 @@ CARD: dict[str, Any] = {
     "licence": "not stated; research dataset",
     "size": "3 domains of 720 images, 32 x 32, 6 classes; 7 MB",
     "columns": {"x": "image [3, 32, 32], 0 to 1", "y": "class number"},
+    "form": "arrays",
     "hub": None,
 }
 

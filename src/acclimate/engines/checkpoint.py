@@ -79,7 +79,12 @@ class Checkpoint:
             slots |= read_header(path)
         if not slots:
             raise AcclimateError(f"{folder} holds no tensors")
-        return cls(ref, folder, slots, read_json(folder / "config.json"))
+        config = read_json(folder / "config.json")
+        if config.get("quantization_config"):
+            from .quantised import unpack
+
+            return unpack(ref, folder, slots, config)
+        return cls(ref, folder, slots, config)
 
     def slot(self, name: str) -> Slot | None:
         """The slot of a tensor; an output layer that is tied to the embedding answers with the embedding's."""
@@ -106,6 +111,10 @@ class Checkpoint:
                 raise AcclimateError(f"{slot.path} ends inside {slot.name}; the file is truncated, fetch it again")
             done += got
         out.copy_(torch.frombuffer(view, dtype=slot.dtype))
+
+    def stamp(self, slot: Slot) -> list[Any]:
+        """What tells whether a tensor is still the one that was read before: its file, place and time."""
+        return [str(slot.path), slot.start, slot.path.stat().st_mtime_ns]
 
     def tensor(self, name: str) -> Tensor:
         """One whole tensor in its own type, for small ones and for checks."""

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..domain.arrays import ArrayDomain
 from ..errors import AcclimateError
 from ..method import Setting, Settings
+from ..model import ArrayModel, FeatureModel
 
 Rows = tuple[Tensor, Tensor]
 Sources = Mapping[str, Rows]
@@ -35,18 +37,6 @@ class FineTuning(Settings):
     )
 
 
-class FeatureModel(nn.Module):
-    """A featurizer x -> [row, width] with a head [row, width] -> [row, class], dropout between them."""
-
-    def __init__(self, featurizer: nn.Module, head: nn.Module, dropout: float = 0.0):
-        super().__init__()
-        self.featurizer, self.dropout, self.head = featurizer, nn.Dropout(dropout), head
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Scores of the classes [row, class]."""
-        return self.head(self.dropout(self.featurizer(x)))
-
-
 @dataclass
 class Tuned:
     """The best checkpoint of a run, its accuracy on the validation rows, and the curve of (step, accuracy)."""
@@ -54,6 +44,22 @@ class Tuned:
     model: FeatureModel
     accuracy: float
     curve: list[tuple[int, float]] = field(default_factory=list)
+
+
+def sources(given: ArrayDomain | Mapping[str, ArrayDomain]) -> tuple[dict[str, Rows], list[str]]:
+    """The training rows of one domain or several, by name, and their classes. Raises AcclimateError where they do not go together."""
+    domains = {given.name: given} if isinstance(given, ArrayDomain) else given
+    rows = {name: domain.rows("train") for name, domain in domains.items()}
+    (first, one), *others = rows.items()
+    for name, other in others:
+        if other.classes != one.classes:
+            own, theirs = (", ".join(part.classes[:8]) for part in (other, one))
+            raise AcclimateError(f"{name} has the classes {own}, but {first} {theirs}; name the same in the same order with classes:")
+        if (own_shape := other.x.shape[1:]) != one.x.shape[1:]:
+            raise AcclimateError(
+                f"a row of {name} has the shape {own_shape}, but one of {first} {one.x.shape[1:]}; give both the same side: and channels:"
+            )
+    return {name: part.tensors() for name, part in rows.items()}, one.classes
 
 
 def split(sources: Sources, share: float = 0.2, seed: int = 0) -> tuple[dict[str, Rows], dict[str, Rows]]:
@@ -129,11 +135,15 @@ def features(featurizer: nn.Module, x: Tensor, rows: int = 512) -> Tensor:
 
 
 @torch.no_grad()
+def guesses(model: FeatureModel, x: Tensor) -> Tensor:
+    """The class of the highest score of each row [row]."""
+    model.eval()
+    return model.head(features(model.featurizer, x)).argmax(1).cpu()
+
+
 def accuracy(model: FeatureModel, rows: Rows) -> float:
     """Share of rows whose highest score is right."""
-    model.eval()
-    scores = model.head(features(model.featurizer, rows[0]))
-    return float((scores.argmax(1).cpu() == rows[1]).float().mean())
+    return float((guesses(model, rows[0]) == rows[1]).float().mean())
 
 
 def mean_accuracy(model: FeatureModel, domains: Sources) -> float:
@@ -162,6 +172,13 @@ def probed_head(featurizer: nn.Module, train: Sources, classes: int, strength: f
         head.weight[torch.from_numpy(present)] = torch.from_numpy(rows).float()
         head.bias[torch.from_numpy(present)] = torch.from_numpy(bias).float()
     return head.to(next(featurizer.parameters()).device)
+
+
+def probed(model: ArrayModel, domains: Mapping[str, ArrayDomain]) -> ArrayModel:
+    """A featurizer with a head probed on the training rows of some domains: what it can do before anything is tuned."""
+    train, classes = sources(domains)
+    net = FeatureModel(model.featurizer, probed_head(model.featurizer, train, len(classes)), classes=classes)
+    return ArrayModel(model.name, net, model.source, model.notes)
 
 
 def average(models: Sequence[nn.Module], weights: Sequence[float] | None = None) -> nn.Module:

@@ -14,17 +14,18 @@ from typing import Any
 import torch
 
 from ..errors import AcclimateError
-from ..files import digest, lock, read_json, write_json
+from ..files import digest, lock, read_json, write_json, write_text
 from ..kinds import Merge
+from ..parts.layer_groups import LAYER
 from ..progress import say
 from .checkpoint import HEADS, Checkpoint, Slot
 from .layout import JOURNAL
+from .requantised import requantised
 from .tensors import SHARD, Part, Work, forecast, merge
 from .vocabulary import Vocabulary, align, copy_files, copy_template, table
 
-LAYER = re.compile(r"^(.*?\.?(?:layers|layer|h|blocks|block)\.)(\d+)(\..*)$")
 TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-REPORT = "merge.json"
+REPORT, PAGE = "merge.json", "merge.html"
 
 
 @dataclass(frozen=True)
@@ -114,10 +115,12 @@ def run(
     check: bool = True,
     resume: bool = True,
     notes: dict[str, Any] | None = None,
+    page: Callable[[dict[str, Any], str], str] | None = None,
 ) -> dict[str, Any]:
     """Merge into ``folder``, which appears whole or not at all; a killed merge goes on when it is called again.
 
     check: hash the parents, load the result, and see that a probe's logits are finite.
+    page: draws the report under the folder's name as HTML, which is written beside it.
 
     Gives the report: per tensor norm, cosine to each parent and share of changed weights; parents with hashes; vocabulary.
     """
@@ -146,12 +149,17 @@ def run(
             raise
         write_json(work / "config.json", made.config)
         report = _report(made, facts, seed, check, notes or {})
+        if again := requantised(made.works, work, workers or os.cpu_count() or 1):
+            report["requantised"] = again
         write_json(work / REPORT, report)
         write_json(work / "acclimate.json", {"name": folder.name, "made": report["made"]})
-        (work / "README.md").write_text(_card(folder.name, report), encoding="utf-8")
+        drawn = f"\nDrawn over the layers in `{PAGE}`.\n" if page is not None else ""
+        (work / "README.md").write_text(_card(folder.name, report) + drawn, encoding="utf-8")
         if check:
             report["probe"] = prove(work, made.bytes)
             write_json(work / REPORT, report)
+        if page is not None:
+            write_text(work / PAGE, page(report, folder.name))
         (work / JOURNAL).unlink()  # last: what is killed while it is proved goes on from the finished tensors
         if folder.exists():
             shutil.rmtree(folder)
@@ -195,9 +203,7 @@ def _goes_on(work: Path, key: str) -> bool:
 
 def _identity(work: Work) -> list[Any]:
     method = work.method and [work.method.name, work.method.values()]
-    parts = [
-        [str(p.slot.path), p.slot.start, p.slot.path.stat().st_mtime_ns, p.rows is None or digest(p.rows.tobytes())] for p in work.parts
-    ]
+    parts = [[p.checkpoint.stamp(p.slot), p.rows is None or digest(p.rows.tobytes())] for p in work.parts]
     return [work.name, work.shape, str(work.dtype), method, parts]
 
 
@@ -210,8 +216,6 @@ def _same_family(owner: Checkpoint, model: Checkpoint) -> None:
         )
     if mine and theirs and mine != theirs:
         raise AcclimateError(f"{model.ref} is a {theirs[0]}, but {owner.ref} is a {mine[0]}; give models with the same head")
-    if model.config.get("quantization_config"):
-        raise AcclimateError(f"{model.ref} is quantised; load it dequantised (dtype float16 or bfloat16), save it, and merge that")
 
 
 def _names(part: Slice, tied: bool) -> list[str]:
@@ -265,6 +269,7 @@ def _fit_config(config: dict[str, Any], vocabulary: Vocabulary, out: torch.dtype
             inner[key] = layers
     config["tie_word_embeddings"] = tied
     config.pop("torch_dtype", None)
+    config.pop("quantization_config", None)  # what is written is plain
     config["dtype"] = str(out).removeprefix("torch.")
 
 
@@ -294,6 +299,13 @@ def _card(name: str, report: dict[str, Any]) -> str:
         f"{report['weights']:,} weights, {report['changed']:.1%} of them differ from the first parent or base; per tensor in `{REPORT}`.",
         "",
     ]
+    if again := report.get("requantised"):
+        kept = "nothing changed" if again["kept"] is None else f"{again['kept']:.1%} of the merge's change would be kept"
+        lines += [
+            f"Quantised again as {again['format']}: {kept}, {again['unchanged_codes']:.1%} of the codes would stay as they are, "
+            f"and weights would be off by {again['relative_error']:.2%} of their norm.",
+            "",
+        ]
     for key in ("settings", "recipe"):
         if key in report["made"]:
             lines += [f"## {key.title()}", "", "```yaml", str(report["made"][key]).rstrip(), "```", ""]

@@ -19,7 +19,7 @@ from ..domain import Domain
 from ..errors import AcclimateError
 from ..files import digest, lock, read_json, write_json
 from ..kinds import Adapter, Objective
-from ..model import Model, quiet
+from ..model import Injected, Model, quiet
 from . import words
 from .forward import autocast, packs
 from .optimizers import mofo_adamw, muon_adamw
@@ -159,7 +159,8 @@ def wrap(learner: Model, adapter: Adapter, base: Model) -> Model:
 
     config = adapter.peft(learner.net)
     if config is None:
-        raise AcclimateError(f"{adapter.name} gives no peft configuration; adapters of other makes come with the adapters engine")
+        learner.net = Injected(learner.net).add("default", adapter, seed=torch.initial_seed()).learn("default")
+        return learner
     try:
         learner.net = get_peft_model(learner.net, config)
     except ValueError as error:

@@ -28,21 +28,16 @@ from ..parts.moe import Held, MoEFFN, per_document, perplexity_weights
 ROUTINGS = ("linear", "ppl", "given", "uniform")
 
 
-class MoEConfig(PreTrainedConfig):
-    """Settings of the mixture; ``base`` is the dense network's own configuration as plain data."""
+class MixtureConfig(PreTrainedConfig):
+    """Settings that mixtures share; ``base`` is the dense network's own configuration as plain data."""
 
-    model_type = "acclimate_moe"
     keys_to_ignore_at_inference = ("past_key_values",)
 
     base: dict | None = None
-    experts: int = 1
-    routing: str = "linear"  # one of ROUTINGS
     experts_per_token: int = 2
-    separate_attention: bool = False
     prompt_tokens: int = 64  # 0 = the whole document
     balance: float = 0.01  # of the balance loss
-    z: float = 0.0  # of the z-loss
-    learns: str = "all"  # what training may change: all, or router
+    learns: str = "all"  # what training may change: all, or the router (of projected experts: bridges)
     vocab_size: int = 0
     hidden_size: int = 0
     num_hidden_layers: int = 0
@@ -55,6 +50,22 @@ class MoEConfig(PreTrainedConfig):
     def get_text_config(self, *_: Any, **__: Any) -> Any:
         """The dense network's configuration, which tells the KV cache its layers."""
         return dense_config(self.base) if self.base else self
+
+    def own(self) -> dict[str, Any]:
+        """All settings of the mixture, without those that every network of transformers has."""
+        kinds = [kind for kind in type(self).__mro__ if issubclass(kind, MixtureConfig)]
+        return {name: getattr(self, name) for kind in kinds for name in kind.__annotations__}
+
+
+class MoEConfig(MixtureConfig):
+    """Settings of the mixture of feed-forward layers."""
+
+    model_type = "acclimate_moe"
+
+    experts: int = 1
+    routing: str = "linear"  # one of ROUTINGS
+    separate_attention: bool = False
+    z: float = 0.0  # of the z-loss
 
 
 SHARED = (
@@ -79,8 +90,7 @@ def dense_config(data: dict[str, Any] | None) -> Any:
 
 def told(config: Any) -> Tensor:
     """A hash of the settings [8]: part of the state, so that the fingerprint tells two mixtures of the same weights apart."""
-    own = {name: getattr(config, name) for name in type(config).__annotations__}
-    return torch.tensor(list(bytes.fromhex(digest(own)[:16])), dtype=torch.uint8)
+    return torch.tensor(list(bytes.fromhex(digest(config.own())[:16])), dtype=torch.uint8)
 
 
 def places(ids: Tensor, mask: Tensor | None, positions: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

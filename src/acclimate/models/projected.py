@@ -12,39 +12,21 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from ..parts.moe import Held, balance_loss, gate_weights, per_document, z_loss
-from .moe import SHARED, SequenceRouted, dense_config, places, plain, told
+from .moe import SHARED, MixtureConfig, SequenceRouted, dense_config, places, plain, told
 
 
-class ProjectedConfig(PreTrainedConfig):
+class ProjectedConfig(MixtureConfig):
     """Settings; ``base`` and ``bodies`` are the dense networks' own configurations as plain data."""
 
     model_type = "acclimate_projected"
-    keys_to_ignore_at_inference = ("past_key_values",)
 
-    base: dict | None = None
     bodies: list | None = None
-    experts_per_token: int = 2
-    prompt_tokens: int = 64  # 0 = the whole document
-    balance: float = 0.01  # of the balance loss
-    learns: str = "all"  # what training may change: all, or bridges
-    vocab_size: int = 0
-    hidden_size: int = 0
-    num_hidden_layers: int = 0
-    max_position_embeddings: int = 0
-    pad_token_id: int | None = None
-    bos_token_id: int | None = None
-    eos_token_id: int | list[int] | None = None
-    tie_word_embeddings: bool = False
-
-    def get_text_config(self, *_: Any, **__: Any) -> Any:
-        """The base's configuration."""
-        return dense_config(self.base) if self.base else self
 
 
 class Caches(Cache):

@@ -1,4 +1,4 @@
-"""Which layer a tensor belongs to, by its name, and genomes with a few genes for each group of tensors.
+"""Which layer and which role a tensor has, by its name, and genomes with a few genes for each group of tensors.
 
 Names are those of transformers' checkpoints; whatever stands before the numbered layers is the embedding, whatever stands behind them
 the head (a tied output matrix is the embedding's, so the head is then the last normalisation alone).
@@ -12,10 +12,14 @@ import numpy as np
 
 from ..errors import AcclimateError
 
-LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?)\.(\d+)\.(.*)")
-EMBEDDING = re.compile(r"emb|wte|wpe")
+LAYER = re.compile(r"^((?:.*?[._])?(?:layers?|h|blocks?)\.)(\d+)(\..*)$")  # what stands before the number, the number, the rest
+EMBEDDING = re.compile(r"emb(?!ed_out)|wte|wpe|^shared\.")
 ATTENTION = re.compile(r"attn|attention|input_layernorm|ln_1|layernorm_before")
+NORM = re.compile(r"norm|(?:^|[._])ln_?[a-z0-9]*\.", re.IGNORECASE)
+ATTENDS = re.compile(r"attn|attention", re.IGNORECASE)
+FEEDS = re.compile(r"mlp|ffn|feed_?forward|moe|experts?\.|intermediate|output\.dense|DenseReluDense|\.fc\d|\.w[123i]\b", re.IGNORECASE)
 GRANULARITIES = ("model", "layer", "module")
+ROLES = ("attention", "feed-forward", "norms", "embedding/head", "other")
 
 
 def group_of(name: str, granularity: str = "layer", size: int = 1) -> str:
@@ -30,14 +34,30 @@ def group_of(name: str, granularity: str = "layer", size: int = 1) -> str:
         raise AcclimateError(f"granularity {granularity!r} is unknown; give one of {', '.join(GRANULARITIES)}")
     if granularity == "model":
         return "model"
-    found = LAYER.search(name)
+    found = LAYER.match(name)
     if found is None:
         return "embedding" if EMBEDDING.search(name) else "head"
-    first = int(found[1]) // size * size
+    first = int(found[2]) // size * size
     layer = f"layer {first}" + (f"-{first + size - 1}" if size > 1 else "")
     if granularity == "layer":
         return layer
-    return f"{layer} {'attn' if ATTENTION.search(found[2]) else 'mlp'}"
+    return f"{layer} {'attn' if ATTENTION.search(found[3]) else 'mlp'}"
+
+
+def role_of(name: str) -> str:
+    """What a tensor does, one of ROLES; ``other`` is what stands in a layer and is none of the rest (a state-space mixer).
+
+    >>> role_of("model.layers.3.self_attn.q_norm.weight"), role_of("h.0.attn.c_attn.weight"), role_of("layers.1.mlp.experts.7.w1.weight")
+    ('norms', 'attention', 'feed-forward')
+    >>> role_of("encoder.layer.0.output.dense.bias"), role_of("lm_head.weight"), role_of("layers.0.mixer.A_log"), role_of("ln_f.weight")
+    ('feed-forward', 'embedding/head', 'other', 'norms')
+    """
+    if NORM.search(name):
+        return "norms"
+    found = LAYER.match(name)
+    if found is None:
+        return "embedding/head"
+    return "attention" if ATTENDS.search(found[3]) else "feed-forward" if FEEDS.search(found[3]) else "other"
 
 
 def groups(names: Iterable[str], granularity: str = "layer", size: int = 1) -> list[str]:

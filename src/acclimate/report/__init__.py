@@ -10,6 +10,8 @@ The data is plain JSON, every part optional::
                   "change", "change_low", "change_high", "p",      # value minus the base's on the same items; null for the base
                   "flips"}],                                       # share of items right before and wrong now, or [share, low, high]
      "curves": {model: [{"step": int, "tokens": int, "seconds": float, "loss": float, domain: bits per byte ...}]},
+     "merges": {step: facts of its merge.json (merge_facts.condense)},   # read from the folder where they are not given
+     "searches": {name: trials of its log (searches.py)},
      "samples": [{"domain", "prompt", "texts": {model: str}}],
      "contamination": {"checked": int, "removed": int, "spans": [{"domain", "origin", "text", "found_in"}]},
      "provenance": {name: value or mapping, "models": {name: hash}, "domains": {name: hash}}}
@@ -30,6 +32,7 @@ from typing import Any
 from ..errors import AcclimateError
 from ..files import read_json, write_json, write_text
 from .data import check
+from .gather import gather
 from .merging import merge
 from .terminal import table
 
@@ -37,11 +40,16 @@ __all__ = ["check", "compare", "load", "merge", "table", "write"]
 
 
 def write(data: dict[str, Any], folder: str | Path) -> Path:
-    """Write report.json and report.html into the folder; return the page's path. The same data gives the same bytes."""
+    """Write report.json and report.html into the folder; return the page's path. The same data gives the same bytes.
+
+    Where the folder is that of a run, its merges and searches are read from it, unless the data has its own.
+    """
     from .page import page
 
     data = check(data)
     folder = Path(folder)
+    if not (data["merges"] or data["searches"]):
+        data |= gather(folder, list(data["models"]))
     html = page(data)  # before anything is written: either both files are of this data, or none
     write_json(folder / "report.json", data)
     write_text(folder / "report.html", html)

@@ -85,6 +85,8 @@ PARTS: dict[str, Any] = {
     "domains": {},
     "results": [],
     "curves": {},
+    "merges": {},
+    "searches": {},
     "samples": [],
     "contamination": {},
     "provenance": {},

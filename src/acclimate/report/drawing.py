@@ -83,6 +83,7 @@ def svg_of(figure: Any, name: str) -> str:
     svg = re.sub(r'\s(?:xmlns(?::\w+)?)="[^"]*"', "", svg.replace("xlink:href", "href"))
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
     svg = re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", svg)
+    svg = re.sub(r'\b(?:d|x|y|transform)="[^"]+"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), svg)  # hundredths of a point
     opening, rest = svg.split(">", 1)
     svg = re.sub(r' (?:width|height)="[^"]*"', "", opening) + ">" + rest  # the page sets the size; the viewBox keeps the shape
     for colour, value in COLOURS.items():

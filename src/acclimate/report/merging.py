@@ -31,12 +31,16 @@ def merge(runs: list[dict[str, Any]], *, force: bool = False) -> dict[str, Any]:
     merged["recipe"] = "\n---\n".join(f"# {label}\n{run['recipe']}" for run, label in zip(runs, labels, strict=True) if run["recipe"])
     seen: set[tuple] = set()
     prompts: dict[tuple, dict] = {}
-    for run, names in zip(runs, renamed, strict=True):
+    for run, names, label in zip(runs, renamed, labels, strict=True):
         for domain, facts in run["domains"].items():
             merged["domains"].setdefault(domain, facts)
         for part in ("models", "curves"):
             for model, facts in run[part].items():
                 merged[part].setdefault(names.get(model, model), facts)
+        for part in ("merges", "searches"):
+            for name, facts in run[part].items():
+                taken = merged[part].get(names.get(name, name), facts) != facts
+                merged[part][f"{label}/{name}" if taken else names.get(name, name)] = facts
         for result in run["results"]:
             result = {**result, "model": names.get(result["model"], result["model"])}
             what = result["model"], result["domain"], result["metric"]

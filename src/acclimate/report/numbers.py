@@ -1,6 +1,7 @@
 """Numbers as people read them: digits that the interval supports, and units."""
 
 import math
+import re
 
 NONE = "-"  # in place of a number that is not known
 MINUS = "\u2212"
@@ -119,3 +120,12 @@ def percent(share: float | None) -> str:
     if share is None:
         return NONE
     return f"{100 * share:.2g} %" if share < 0.0995 else f"{100 * share:.1f} %".replace(".0 %", " %")
+
+
+def minus(text: str) -> str:
+    """Typographic minus signs in front of digits.
+
+    >>> minus("-0.5 of 3-4") == MINUS + "0.5 of 3-4"
+    True
+    """
+    return re.sub(r"(?<![\w.)])-(?=\d)", MINUS, text)

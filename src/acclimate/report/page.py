@@ -1,12 +1,12 @@
 """The report as one HTML page that needs nothing else: text, tables and plots inside it, no request to anywhere."""
 
 import re
-from pathlib import Path
 from typing import Any
 
-from . import plots, tables
-from .numbers import MINUS, count, digits, duration, interval, memory, number, percent, unit
+from . import merge_page, plots, tables
+from .numbers import count, digits, duration, interval, memory, minus, number, percent, unit
 from .summary import Estimate, Summary, models_of, summarise
+from .templates import environment
 
 OF_TEXT = ("bits_per_byte", "perplexity")  # no item is right or wrong: a negative flip is a text that the model now predicts worse
 MAX_SAMPLES, MAX_SPANS, MAX_TEXT, MAX_RECIPE = 24, 50, 1500, 100_000  # what the page shows; report.json has everything
@@ -14,39 +14,37 @@ MAX_SAMPLES, MAX_SPANS, MAX_TEXT, MAX_RECIPE = 24, 50, 1500, 100_000  # what the
 
 def page(data: dict[str, Any]) -> str:
     """The HTML of checked data (data.py); the same data gives the same text."""
-    from jinja2 import Environment, FileSystemLoader
-
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["minus"] = minus
     summary = summarise(data)
     metrics = list(dict.fromkeys(result["metric"] for result in data["results"]))
     drawn = ((metric, plots.bars(data, metric)) for metric in metrics)
-    return environment.get_template("page.html").render(
-        title=data["title"] or "Acclimate report",
-        data=data,
-        created=re.sub(r"^(\d+-\d+-\d+)T(\d+:\d+).*?(?:\+00:00|Z)$", r"\1 \2 UTC", data["created"]),
-        summary=summary,
-        lead=minus(summary.headline),
-        remark=minus(summary.remark),
-        cards=_cards(data, summary),
-        pareto=plots.pareto(data, summary),
-        area=plots.area_means(summary),
-        bars=[(unit(metric), svg) for metric, svg in drawn if svg],
-        curves=plots.curves(data),
-        groups=tables.result_groups(data),
-        columns=tables.columns_of(data),
-        costs=tables.cost_rows(data),
-        samples=_samples(data),
-        hidden_samples=max(0, len(data["samples"]) - MAX_SAMPLES),
-        contamination=_contamination(data),
-        provenance=_flat(data["provenance"]),
-        recipe=_clean(data["recipe"], MAX_RECIPE),
+    return (
+        environment()
+        .get_template("page.html")
+        .render(
+            title=data["title"] or "Acclimate report",
+            data=data,
+            created=re.sub(r"^(\d+-\d+-\d+)T(\d+:\d+).*?(?:\+00:00|Z)$", r"\1 \2 UTC", data["created"]),
+            summary=summary,
+            lead=minus(summary.headline),
+            remark=minus(summary.remark),
+            cards=_cards(data, summary),
+            pareto=plots.pareto(data, summary),
+            area=plots.area_means(summary),
+            bars=[(unit(metric), svg) for metric, svg in drawn if svg],
+            curves=plots.curves(data),
+            groups=tables.result_groups(data),
+            columns=tables.columns_of(data),
+            costs=tables.cost_rows(data),
+            merges=merge_page.shown_merges(data["merges"]),
+            hidden_merges=max(0, len(data["merges"]) - merge_page.MAX_MERGES),
+            searches=merge_page.shown_searches(data["searches"]),
+            samples=_samples(data),
+            hidden_samples=max(0, len(data["samples"]) - MAX_SAMPLES),
+            contamination=_contamination(data),
+            provenance=_flat(data["provenance"]),
+            recipe=_clean(data["recipe"], MAX_RECIPE),
+        )
     )
-
-
-def minus(text: str) -> str:
-    """Typographic minus signs in front of digits."""
-    return re.sub(r"(?<![\w.)])-(?=\d)", MINUS, text)
 
 
 def _cards(data: dict, summary: Summary) -> list[dict[str, str]]:

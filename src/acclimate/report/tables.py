@@ -77,3 +77,18 @@ def flips_of(result: dict) -> tuple[float | None, float | None, float | None]:
 def whole(value: int | None) -> str:
     """A count in full, its thousands apart."""
     return NONE if value is None else f"{value:,}".replace(",", "\u00a0")
+
+
+def aligned(rows: list[list[str]], left: int = 0) -> str:
+    """Cells as text in columns, the first ``left`` of them flush left, the others flush right.
+
+    >>> print(aligned([["a", "n"], ["bcd", "12"]], left=1))
+    a    n
+    bcd 12
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+    def cell(text: str, place: int) -> str:
+        return text.ljust(widths[place]) if place < left else text.rjust(widths[place])
+
+    return "\n".join(" ".join(cell(text, place) for place, text in enumerate(row)) for row in rows)

@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ... import datasets
+from ...domain.arrays import ArrayDomain, Arrays
 from ...method import load
+from ..workbench import Workbench
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,60 +62,58 @@ FULL, TINY = Size(), Size(2, 40, 2, 2, 1, 2, 4, 2)
 def run(seed: int, tiny: bool, work: Path) -> dict[str, Any]:
     """Accuracy of every arm, over the styles left out."""
     from ...engines.finetune import accuracy, interpolation
+    from ...model import ArrayModel
 
     size = TINY if tiny else FULL
     styles = _styles(tiny)
-    start = _pretrained(_digits("mnist_test", size.images, seed, tiny), size, seed)
-    hands = {name: {name: _digits(name, 2_000, seed, tiny)} for name in ("usps", "mnist", "sklearn")}
+    start = ArrayModel("start", _pretrained(_digits("mnist_test", size.images, seed, tiny), size, seed))
+    hands = {name: _domain(name, _digits(name, 2_000, seed, tiny)) for name in ("usps", "mnist", "sklearn")}
+    tools = Workbench("model_ratatouille", seed, work)
     found: dict[str, list[float]] = {arm: [] for arm in ARMS}
     details = {}
     for left_out in STYLES:
-        sources = {name: target for name, (target, _) in styles.items() if name != left_out}
-        tools = _Tools(seed)
+        sources = {name: _domain(name, target) for name, (target, _) in styles.items() if name != left_out}
         method = load(
             "merging.model_ratatouille", n_runs=size.runs, steps=size.steps, lp_steps=size.lp_steps, batch_size=size.batch,
             lr=[3e-4, 1e-3, 1.5e-3], baselines=True,
         )  # fmt: skip
-        others = {name: other for name, (_, other) in styles.items() if name != left_out}
-        made = method.run(tools, start=start, target=sources, auxiliaries={**hands, "other classes": others})
+        others = {name: _domain(name, other) for name, (_, other) in styles.items() if name != left_out}
+        made = method.run(tools.named(left_out), start=start, target=sources, auxiliaries={**hands, "other classes": others})
         test = styles[left_out][0]
         for arm, name in ARMS.items():
-            found[arm].append(100 * accuracy(made[name], test))
-        line = interpolation(made["inter_training"], made["ratatouille"], {left_out: test}, size.points)
-        details[left_out] = {"notes": tools.notes, "accuracy": {arm: values[-1] for arm, values in found.items()}, "line": line}
+            found[arm].append(100 * accuracy(made[name].net, test))
+        line = interpolation(made["inter_training"].net, made["ratatouille"].net, {left_out: test}, size.points)
+        notes = {name.removeprefix(f"{left_out}."): note for name, note in tools.notes.items() if name.startswith(f"{left_out}.")}
+        details[left_out] = {"notes": notes, "accuracy": {arm: values[-1] for arm, values in found.items()}, "line": line}
     return {"arms": {arm: float(np.mean(values)) for arm, values in found.items()}, "details": details}
 
 
-class _Tools:
-    """A strategy on arrays needs a seed and a place for notes; the engine does the rest."""
-
-    def __init__(self, seed: int):
-        self.seed = seed
-        self.notes: dict[str, Any] = {}
-
-    def note(self, name: str, value: Any) -> None:
-        self.notes[name] = value
+def _domain(name: str, rows: "Rows") -> ArrayDomain:
+    """Rows to learn from, their classes known by number."""
+    x, y = (part.numpy() for part in rows)
+    return ArrayDomain(name, {"train": Arrays(name, x, y, [str(number) for number in range(1 + int(y.max()))])})
 
 
 def _pretrained(rows: "Rows", size: Size, seed: int) -> Any:
     """The featurizer after learning digits in random colours from random weights."""
     import torch
 
-    from ...engines.finetune import FeatureModel, FineTuning, fine_tune, split
+    from ...engines.finetune import FineTuning, fine_tune, split
+    from ...model import FeatureModel
     from ...models.convnet import ConvNet
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = FeatureModel(ConvNet(size.width), torch.nn.Linear(4 * size.width, 10))
     train, held = split({"digits": rows}, seed=seed)
-    return fine_tune(model, train, held, FineTuning(steps=size.pretrain_steps, batch=128, lr=2e-3), seed).model.featurizer
+    return FeatureModel(fine_tune(model, train, held, FineTuning(steps=size.pretrain_steps, batch=128, lr=2e-3), seed).model.featurizer)
 
 
 def _styles(tiny: bool) -> "Mapping[str, tuple[Rows, Rows]]":
     """Each style's rows of the target's classes and of the others."""
     if not tiny:
         loaded = {style: datasets.load(f"pacs/{style}") for style in STYLES}
-        return {style: (data.only(TARGET).tensors(), data.only(OTHERS).tensors()) for style, data in loaded.items()}  # type: ignore[attr-defined]
+        return {style: (data.only(TARGET).tensors(), data.only(OTHERS).tensors()) for style, data in loaded.items()}
     return {style: (_noise(2 * i, 3), _noise(2 * i + 1, 3)) for i, style in enumerate(STYLES)}
 
 
@@ -133,7 +133,7 @@ def _digits(name: str, most: int, seed: int, tiny: bool) -> "Rows":
 
     if tiny:
         return _noise(seed + 50 + len(name), 10)
-    x, y = datasets.load(f"digits/{name}").tensors()  # type: ignore[attr-defined]
+    x, y = datasets.load(f"digits/{name}").tensors()
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randperm(len(y), generator=generator)[:most]
     ink = interpolate(x[rows], size=(32, 32), mode="bilinear")

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 from ...kinds import Adapter
 from ...method import Setting
+from ...parts.beside import LowRank
 from ...parts.peft_targets import lora_config
 
 
@@ -31,3 +32,7 @@ class Lora(Adapter):
     def peft(self, model: Any) -> Any:
         """Peft's LoraConfig."""
         return lora_config(model, r=self.r, alpha=self.alpha, dropout=self.dropout, target=self.target)
+
+    def wrap(self, layer: Any) -> LowRank:
+        """The same change as a module of ours, for adapters that are composed or mixed in a batch."""
+        return LowRank(layer.inputs, layer.outputs, self.r, self.alpha / self.r, self.dropout)

@@ -7,7 +7,7 @@ All runs share one head, probed on the pretrained featurizer; a run that starts 
 held-out rows of the source domains alone. The same runs give the baselines: ``erm`` and ``diwa`` (best run and average from the pretrained
 featurizer), ``inter_training`` (best run from the pool), ``fusing`` (best run from random mixtures of the pool). Ranges, warm-up, greedy
 rule and the mixtures' weights, exp(4 u) normalised, are the authors'; they train ResNet-50, so smaller networks want larger rates.
-Left out: several auxiliary runs per dataset; averages over several seeds of the whole (give more runs).
+A start with fresh weights first learns the role ``pretraining``. Left out: several auxiliary runs per dataset; averages over seeds.
 
 >>> runs = [(0.8, "a"), (0.9, "b"), (0.7, "c")]
 >>> greedy(runs, lambda kept: {"b": 0.9, "ba": 0.9, "bac": 0.85}["".join(kept)])
@@ -22,20 +22,25 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from ...engines.finetune import FeatureModel, FineTuning, Sources, Tuned, average, fine_tune, mean_accuracy, probed_head, split
+from ...domain.arrays import ArrayDomain
+from ...engines.finetune import FineTuning, Sources, Tuned, average, mean_accuracy, probed_head, sources, split
 from ...errors import AcclimateError
 from ...kinds import Strategy
 from ...method import Setting
+from ...model import ArrayModel, FeatureModel
+
+Given = ArrayDomain | Mapping[str, ArrayDomain]
 
 
 class ModelRatatouille(Strategy):
     """Gives the averaged network (``ratatouille``), with ``baselines`` theirs before it."""
 
     room = "merging"
+    works_on = "arrays"
 
     n_runs: Annotated[int, Setting("fine-tunings of the target task (M)", 1)] = 20
     steps: Annotated[int, Setting("steps of a fine-tuning", 1)] = 5000
-    aux_steps: Annotated[int, Setting("steps of the fine-tuning on an auxiliary task; 0 = steps", 0)] = 0
+    aux_steps: Annotated[int, Setting("steps of the fine-tuning on an auxiliary task, and of pretraining; 0 = steps", 0)] = 0
     lp_steps: Annotated[int, Setting("steps in which the head alone learns, in runs from an auxiliary featurizer", 0)] = 200
     lr: Annotated[list[float], Setting("learning rates to draw from", 0)] = dataclasses.field(default_factory=lambda: [1e-5, 3e-5, 5e-5])
     weight_decay: Annotated[list[float], Setting("weight decays to draw from", 0)] = dataclasses.field(default_factory=lambda: [1e-4, 1e-6])
@@ -47,62 +52,62 @@ class ModelRatatouille(Strategy):
     fusing_range: Annotated[float, Setting("spread of the mixtures' weights, exp(range x u) normalised", 0)] = 4.0
     baselines: Annotated[bool, Setting("also give erm, diwa, inter_training and fusing; trains three times as many runs")] = False
 
-    def run(
-        self,
-        tools: Any,
-        *,
-        start: Any = None,
-        target: Sources | None = None,
-        auxiliaries: Mapping[str, Sources] | None = None,
-        **unknown: Any,
-    ) -> dict[str, Any]:
+    def run(self, tools: Any, *, start: Any = None, target: Given | None = None, **others: Any) -> dict[str, ArrayModel]:
         """Networks by name. ``start`` is the pretrained featurizer, ``target`` its source domains, ``auxiliaries`` other tasks by name.
 
         The test domain is not given, so nothing can look at it. The notes ``runs`` hold draws and validation accuracy, ``kept`` the choice.
         """
-        if start is None or not target or not auxiliaries or unknown:
-            raise AcclimateError("model_ratatouille needs start, target and auxiliaries: a featurizer, source domains and tasks, as arrays")
-        _apart(target, auxiliaries)
-        train, held = split(target, self.holdout, tools.seed)
-        head = probed_head(start, train, _classes(target))  # before any fine-tuning, shared by all runs
-        pool = {"start": start} | {name: self.auxiliary(start, sources, tools.seed) for name, sources in auxiliaries.items()}
+        auxiliaries, first = (others.get(role) for role in ("auxiliaries", "pretraining"))
+        if start is None or not target or not isinstance(auxiliaries, Mapping) or others.keys() - {"auxiliaries", "pretraining"}:
+            raise AcclimateError("model_ratatouille needs from: a network and on: {target: [domains], auxiliaries: {task: [domains]}}")
+        tasks = {name: sources(given) for name, given in auxiliaries.items()}
+        before = {"pretraining": sources(first)} if first else {}
+        (rows, classes), base = sources(target), start.featurizer
+        _apart(rows, {name: task for name, (task, _) in {**tasks, **before}.items()})
+        train, held = split(rows, self.holdout, tools.seed)
+        for task in before.values():
+            base = self.tuned(tools, "pretrained", base, *task)
+        origin = FeatureModel(base, probed_head(base, train, len(classes)), classes=classes)  # its head is where all runs begin
+        pool = {"start": base} | {name: self.tuned(tools, f"aux-{name}", base, *task) for name, task in tasks.items()}
         tools.note("pool", list(pool))
         plans = {"ratatouille": list(pool)} | ({"diwa": ["start"], "fusing": ["mixture"]} if self.baselines else {})
-        found = {name: self.runs(tools, name, pool, starts, head, train, held) for name, starts in plans.items()}
+        found = {name: self.runs(tools, name, pool, starts, origin, train, held) for name, starts in plans.items()}
         made: dict[str, Any] = {}
         if self.baselines:
             best = {name: max(runs, key=lambda run: run.accuracy).model for name, runs in found.items()}
-            made = {"erm": best["diwa"], "diwa": self.selected(tools, "diwa", found["diwa"], held)}
+            made |= {"erm": best["diwa"], "diwa": self.selected(tools, "diwa", found["diwa"], held)}
             made |= {"inter_training": best["ratatouille"], "fusing": best["fusing"]}
-        return {**made, "ratatouille": self.selected(tools, "ratatouille", found["ratatouille"], held)}
+        made["ratatouille"] = self.selected(tools, "ratatouille", found["ratatouille"], held)
+        facts = {"base": start.source, "method": self.name, **self.values()}
+        return {name: ArrayModel(name, net, start.source, {"made": facts}) for name, net in made.items()}
 
-    def auxiliary(self, start: Any, sources: Sources, seed: int) -> Any:
-        """The featurizer after fine-tuning on all domains of another task, from a head probed on the start."""
-        train, held = split(sources, self.holdout, seed)
-        model = FeatureModel(start, probed_head(start, train, _classes(sources)))
-        return fine_tune(model, train, held, self.plan(self.aux_steps or self.steps, lr=float(np.median(self.lr))), seed).model.featurizer
+    def tuned(self, tools: Any, name: str, featurizer: Any, rows: Sources, classes: list[str]) -> Any:
+        """A featurizer after fine-tuning on all domains of another task, from a head probed on it as it was."""
+        train, held = split(rows, self.holdout, tools.seed)
+        model = FeatureModel(featurizer, probed_head(featurizer, train, len(classes)), classes=classes)
+        plan = self.plan(self.aux_steps or self.steps, lr=float(np.median(self.lr)))
+        return tools.fine_tune(name, model, train, held, plan, tools.seed).model.featurizer
 
-    def runs(self, tools: Any, name: str, pool: dict, starts: list[str], head: Any, train: Sources, held: Sources) -> list[Tuned]:
-        """The fine-tunings of one kind: from featurizers drawn among ``starts``, or from mixtures of the whole pool."""
+    def runs(self, tools: Any, name: str, pool: dict, starts: list[str], origin: Any, train: Sources, held: Sources) -> list[Tuned]:
+        """The fine-tunings of one kind: from featurizers drawn among ``starts``, or from mixtures of the whole pool, with origin's head."""
         done, told = [], []
         for number in range(self.n_runs):
             generator = np.random.default_rng([tools.seed, number])  # the same draws for every kind
             drawn = self.draw(generator, len(starts))
-            origin = starts[drawn.pop("start")]
-            if origin == "mixture":
+            place = starts[drawn.pop("start")]
+            if place == "mixture":
                 shares = np.exp(self.fusing_range * generator.random(len(pool)))
                 featurizer: Any = average(list(pool.values()), shares.tolist())
             else:
-                featurizer = pool[origin]
+                featurizer = pool[place]
             seed = int(generator.integers(2**31))
-            model = FeatureModel(featurizer, head)
-            if origin != "start":
-                model = fine_tune(
-                    model, train, held, self.plan(self.lp_steps, **drawn, check_every=max(1, self.lp_steps)), seed, only="head"
-                ).model
-            run = fine_tune(model, train, held, self.plan(self.steps, **drawn), seed)  # with a fresh optimizer
+            model = FeatureModel(featurizer, origin.head, classes=origin.classes)
+            if place != "start":
+                warm = self.plan(self.lp_steps, **drawn, check_every=max(1, self.lp_steps))
+                model = tools.fine_tune(f"{name}{number}-head", model, train, held, warm, seed, only="head").model
+            run = tools.fine_tune(f"{name}{number}", model, train, held, self.plan(self.steps, **drawn), seed)  # with a fresh optimizer
             done.append(run)
-            told.append({"start": origin, **drawn, "validation": run.accuracy, "curve": run.curve})
+            told.append({"start": place, **drawn, "validation": run.accuracy, "curve": run.curve})
         tools.note(f"runs.{name}", told)
         return done
 
@@ -137,13 +142,9 @@ def greedy(runs: list[tuple[float, Any]], score: Callable[[list], float]) -> tup
     return kept, float(best)
 
 
-def _classes(sources: Sources) -> int:
-    return 1 + max(int(y.max()) for _, y in sources.values())
-
-
 def _apart(target: Sources, auxiliaries: Mapping[str, Sources]) -> None:
     """The target's rows may be in no auxiliary task: they would be trained on before they are held out."""
     own = {row.tobytes() for x, _ in target.values() for row in x.numpy()}
-    for name, sources in auxiliaries.items():
-        if any(row.tobytes() in own for x, _ in sources.values() for row in x.numpy()):
-            raise AcclimateError(f"auxiliary task {name!r} holds rows of the target task; leave them out")
+    for name, task in auxiliaries.items():
+        if any(row.tobytes() in own for x, _ in task.values() for row in x.numpy()):
+            raise AcclimateError(f"task {name!r} holds rows of the target task; leave them out")
