@@ -132,7 +132,9 @@ def test_a_faulty_adapter_fails_its_check(tmp_path, old, new, expected):
 
 def test_an_adapter_that_gives_nothing_fails_all_that_use_it(tmp_path):
     outcomes = checks.run(write(tmp_path, ADAPTER.replace("return LoraConfig", "LoraConfig")))
-    assert {one.message for one in outcomes if not one.ok} == {"peft(model) gives no configuration"}
+    said = {one.message for one in outcomes if not one.ok}
+    assert len(said) == 1
+    assert "gives neither a peft configuration nor" in said.pop()
 
 
 def test_an_exemption_is_said_with_its_reason(tmp_path):

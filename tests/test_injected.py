@@ -237,6 +237,22 @@ def test_other_networks_and_outputs_in_tuples():
         assert not torch.allclose(draw(made)(x), before)
 
 
+def test_trained_by_the_train_engine_on_a_frozen_base(tiny, pipes, tmp_path):
+    from acclimate.engines.score import bits_per_byte
+    from acclimate.engines.train import Training, train
+
+    plan = Training(steps=20, batch_tokens=256, row_tokens=64, lr=1e-2, precision="fp32")
+    method = load("adapters.bottleneck", target=["attn.out", "ff.out"], reduction=2, activation="silu")
+    done = train(tiny, load("objectives.causal_lm"), pipes, plan, tmp_path / "run", adapter=method, name="law")
+    texts = pipes.texts("train")
+    assert bits_per_byte(done.model, texts).value < bits_per_byte(tiny, texts).value - 0.02
+    assert done.cost["trained_parameters"] == sum(weight.numel() for weight in done.model.net.adapters.parameters())
+    done.model.save(tmp_path / "law")
+    again = Model.load(str(tmp_path / "law"))
+    assert torch.equal(again.probe(), done.model.probe())
+    assert torch.equal(Model("base", again.net.detach(), again.tokenizer, "causal").probe(), tiny.probe())
+
+
 def test_saved_and_loaded_as_a_model(tiny, tmp_path):
     whole = Model.load(tiny.source)
     model = whole.copy("law", share=True)

@@ -240,6 +240,7 @@ def _variants(tiny, mask_tokenizer, pipes, kitchen, preferences):
         "stages": (tiny, LM, mixture, {}, {"stages": [(0.5, {"pipes": 1.0}), (1.0, {"kitchen": 1.0})]}),
         "masked": (masked, load("objectives.masked_lm"), pipes, {}, {}),
         "lora": (tiny, LM, pipes, {}, {"adapter": load("adapters.lora", dropout=0.1)}),
+        "bottleneck": (tiny, LM, pipes, {}, {"adapter": load("adapters.bottleneck", target=["attn.out", "ff.out"], reduction=4, dropout=0.1)}),
         "prompt": (tiny, LM, pipes, {"lr": 0.05}, {"adapter": load("adapters.prompt", tokens=4)}),
         "padded": (tiny, LM, pipes, {"pack": "no"}, {}),
         "dpo": (tiny, load("objectives.dpo"), preferences, {"batch_rows": 4}, {}),
@@ -248,7 +249,7 @@ def _variants(tiny, mask_tokenizer, pipes, kitchen, preferences):
     }
 
 
-@pytest.mark.parametrize("variant", ["replay", "stages", "masked", "lora", "prompt", "padded", "dpo", "muon", "muon-prompt"])
+@pytest.mark.parametrize("variant", ["replay", "stages", "masked", "lora", "bottleneck", "prompt", "padded", "dpo", "muon", "muon-prompt"])
 def test_every_kind_of_training_resumes_to_the_same_bits(
     variant, tiny, mask_tokenizer, pipes, kitchen, preferences, stop_at, tmp_path, cache
 ):

@@ -59,7 +59,9 @@ class Injected(nn.Module):
             raise AcclimateError(f"an adapter is named {name!r} already; delete it, or choose another name")
         if not name or set(name) & set("(),;. "):
             raise AcclimateError(f"an adapter cannot be named {name!r}; use letters, digits, - and _")
-        sites = find(self.net, method.target, layers=getattr(method, "layers", ""))  # type: ignore[attr-defined]
+        if not hasattr(method, "target") or type(method).wrap is Adapter.wrap:
+            raise AcclimateError(f"{method.name} gives neither a peft configuration nor (with wrap and a setting target) a module beside a layer")
+        sites = find(self.net, method.target, layers=getattr(method, "layers", ""))
         common, made = nn.ModuleDict(), nn.ModuleDict()
         device = next(self.net.parameters()).device
         with torch.random.fork_rng(devices=[]):
