@@ -253,6 +253,41 @@ def test_trained_by_the_train_engine_on_a_frozen_base(tiny, pipes, tmp_path):
     assert torch.equal(Model("base", again.net.detach(), again.tokenizer, "causal").probe(), tiny.probe())
 
 
+def test_composed_in_a_recipe_with_a_fusion_that_learns(tiny_folder, tmp_path, cache):
+    from acclimate.execute import run
+
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for i in range(40):
+        (folder / f"{i}.txt").write_text(" ".join(f"pump {i} was found tight on day {j}" for j in range(8 + i % 5)))
+    train = {"steps": 3, "batch_tokens": 128, "row_tokens": 64}
+    step = {"use": "objectives.causal_lm", "on": "pumps", "train": train}
+    recipe = {
+        "model": str(tiny_folder),
+        "domains": {"pumps": str(folder)},
+        "steps": [
+            {"as": "b", **step, "adapter": {"use": "adapters.bottleneck", "with": {"reduction": 2}}},
+            {"as": "h", **step, "adapter": "adapters.hydra"},
+            {"as": "stacked", "use": "adapters.compose", "from": ["b", "h"], "with": {"tree": "stack(b, h)"}},
+            {
+                "as": "fused",
+                "use": "adapters.compose",
+                "from": ["b", "h"],
+                "on": {"fusion": "pumps"},
+                "with": {"tree": "fuse(b, h)", "steps": 2},
+            },
+        ],
+        "evaluate": {"in": ["pumps"]},
+    }
+    run(recipe, tmp_path / "run")
+    saved = sorted((tmp_path / "run").glob("steps/*/**/adapters.json"))
+    assert len(saved) >= 4
+    loaded = {str(Model.load(str(path.parent)).net.active) for path in saved}
+    assert {"Stack(b, h)", "Fuse(b, h)"} <= loaded
+    with pytest.raises(AcclimateError, match="the tree names 'x'"):
+        run({**recipe, "steps": [*recipe["steps"][:2], {**recipe["steps"][2], "with": {"tree": "stack(b, x)"}}]}, tmp_path / "other")
+
+
 def test_saved_and_loaded_as_a_model(tiny, tmp_path):
     whole = Model.load(tiny.source)
     model = whole.copy("law", share=True)

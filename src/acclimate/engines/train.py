@@ -61,7 +61,7 @@ def train(
     Args:
         domains: one domain, or name -> (domain, weight) for a mixture (replay).
         folder: where checkpoints and metrics.jsonl go; a second process in it is refused, a killed run in it goes on.
-        adapter: trains a peft adapter on the frozen model.
+        adapter: trains an adapter on the frozen model. Without, a model with adapters of our own goes on with those that are set to learn.
         teacher: needed by objectives that ask for teacher words: one for all rows, or {domain: the one that teaches its rows}.
         watch: domains whose held-out bits per byte are followed during training.
         outside: the watched names to which ``max_forgetting`` applies.
@@ -79,7 +79,10 @@ def train(
     words.check(objective, teacher is not None)
     teachers = words.teachers(teacher, domains)
     identity = model.fingerprint
-    learner = model.copy(name, share=adapter is not None or in_place)
+    goes_on = adapter is None and isinstance(model.net, Injected)
+    learner = model.copy(name, share=adapter is not None or in_place, keep=goes_on)
+    if goes_on and not learner.parameters(trainable=True):
+        raise AcclimateError(f"nothing in {model.name} learns: say which of its adapters with net.learn(name), or fusions=True")
     device = learner.device
     torch.manual_seed(training.seed)
     if adapter is not None:

@@ -133,11 +133,22 @@ class Model(Network):
         virtual = sum(getattr(part, "num_virtual_tokens", None) or 0 for part in self.net.peft_config.values()) if self.adapted else 0
         return int(longest) - (2 if config.model_type in OFFSET_POSITIONS else 0) - virtual
 
-    def copy(self, name: str | None = None, share: bool = False) -> "Model":
+    def copy(self, name: str | None = None, share: bool = False, keep: bool = False) -> "Model":
         """A copy that can be trained; with ``share`` its modules are new but its weights lie in the same memory.
 
-        An adapter in the model is folded into the copy's weights, so that whatever comes next starts from plain weights.
+        An adapter in the model is folded into the copy's weights, so that whatever comes next starts from plain weights; with ``keep``
+        adapters of our own stay what they are, on the same frozen weights, and learn what they were set to.
         """
+        if keep and isinstance(self.net, Injected):
+            frozen = (*self.net.net.parameters(), *self.net.net.buffers())
+            return Model(
+                name or self.name,
+                copy.deepcopy(self.net, {id(t): t for t in frozen}),
+                self.tokenizer,
+                self.kind,
+                self.source,
+                {**self.notes},
+            )
         tensors = (*self.net.parameters(), *self.net.buffers()) if share and not self.adapted else ()
         memo: dict[int, Any] = {id(t): nn.Parameter(t.detach()) if isinstance(t, nn.Parameter) else t for t in tensors}
         net = copy.deepcopy(self.net, memo)

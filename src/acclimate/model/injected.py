@@ -60,7 +60,9 @@ class Injected(nn.Module):
         if not name or set(name) & set("(),;. "):
             raise AcclimateError(f"an adapter cannot be named {name!r}; use letters, digits, - and _")
         if not hasattr(method, "target") or type(method).wrap is Adapter.wrap:
-            raise AcclimateError(f"{method.name} gives neither a peft configuration nor (with wrap and a setting target) a module beside a layer")
+            raise AcclimateError(
+                f"{method.name} gives neither a peft configuration nor (with wrap and a setting target) a module beside a layer"
+            )
         sites = find(self.net, method.target, layers=getattr(method, "layers", ""))
         common, made = nn.ModuleDict(), nn.ModuleDict()
         device = next(self.net.parameters()).device
@@ -77,6 +79,15 @@ class Injected(nn.Module):
         self.specs[name] = {"use": method.name, "with": method.values()}
         self.sites |= {site.key: site for site in sites}
         return self.activate(name)
+
+    def take(self, name: str, other: "Injected") -> "Injected":
+        """Put a copy of the one adapter that another network of the same shape holds beside this one's layers."""
+        (theirs,) = other.specs
+        spec = other.specs[theirs]
+        self.add(name, load(spec["use"], **spec["with"]))
+        for mine, held in ((self.adapters, other.adapters), (self.common, other.common)):
+            mine[name].load_state_dict(held[theirs].state_dict())
+        return self
 
     def delete(self, name: str) -> None:
         """Take an adapter out for good."""
