@@ -45,7 +45,7 @@ seedling: setup  ## train the embedded models again from real text (needs ACCLIM
 	$(BIN)/python scripts/seedling.py --size seedling-xs --compile --tokenizer src/acclimate/assets/seedling
 
 bench: setup     ## speed against peers, written to bench/results
-	for f in encode start train plan merge; do $(BIN)/python bench/$$f.py || exit 1; done
+	for f in encode start train plan merge adapters; do $(BIN)/python bench/$$f.py || exit 1; done
 
 clean:           ## remove what make made
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

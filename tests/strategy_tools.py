@@ -31,6 +31,9 @@ class Bench:
         self.merges[name] = {"method": method, "tuned": list(tuned), "base": base}
         return self.keep(name, merged(method, base, tuned, settings, seed=self.seed))
 
+    def place(self, name):
+        return self.folder / "staged" / name
+
     def keep(self, name, model, how=""):
         model.name = name
         model.source = str(model.save(self.folder / "models" / name))

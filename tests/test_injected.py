@@ -107,6 +107,17 @@ def test_folded_is_not_folded(family, name):
     assert not torch.equal(logits(made.detach()), apart)  # the copy was folded, not the original
 
 
+def test_folded_for_a_while_and_bit_equal_afterwards():
+    made = trained(small.decoder(), "h", "b")  # biases are added to layers that have none
+    apart, before = logits(made.activate("h")), {name: value.clone() for name, value in made.net.state_dict().items()}
+    with made.folded("h") as net:
+        assert torch.allclose(logits(net), apart, atol=1e-5)
+    after = made.net.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert torch.equal(logits(made), apart)
+
+
 def test_what_cannot_be_folded_says_so():
     with pytest.raises(AcclimateError, match=r"'b'.*no linear map"):
         trained(small.decoder(), "b").fold("b")

@@ -41,6 +41,10 @@ class Named:
         """Fine-tune a classifier of arrays (engines.finetune) and keep it as ``<step>.<name>``: a killed strategy goes on after it."""
         return self.tools.fine_tune(f"{self.step.name}.{name}", model, train, held, plan, seed, only)
 
+    def place(self, name: str) -> Path:
+        """Where a training that is not the train engine's keeps its checkpoints in the run directory, so that it resumes."""
+        return self.tools.run.folder / "staged" / f"{self.step.name}.{name}"
+
     def keep(self, name: str, model: "Model", how: str = "") -> "Model":
         """Save a model that was made by hand as the product ``<step>.<name>``."""
         return self.tools.keep(f"{self.step.name}.{name}", model, how or f"{self.step.use.partition('.')[2]} ({name})")

@@ -9,7 +9,7 @@ Stack(law, Fuse(a, b))
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import ClassVar, Union
 
 import torch
@@ -94,9 +94,22 @@ class Average(Block):
 class Rows:
     """Every row of the batch has an adapter of its own ("" for none): requests of many users in one batch."""
 
-    def __init__(self, names: "list[str] | tuple[str, ...]"):
+    def __init__(self, names: Iterable[str]):
+        if isinstance(names, str):
+            raise AcclimateError(
+                f"Rows takes a list with a name for each row, but was given the text {names!r}; write Rows([{names!r}, ...])"
+            )
         self.names = tuple(names)
         self.parts = tuple(dict.fromkeys(name for name in self.names if name))
+
+    def owners(self, parts: Iterable[str]) -> Tensor:
+        """The place of each row's adapter among ``parts`` [row], -1 where it is not among them."""
+        place = {name: i for i, name in enumerate(parts)}
+        return torch.tensor([place.get(name, -1) for name in self.names])
+
+    def repeated(self, count: int) -> "Rows":
+        """Each row ``count`` times in a row, as beams or several answers to one prompt stand in a batch."""
+        return Rows(name for name in self.names for _ in range(count))
 
     def __repr__(self) -> str:
         return f"Rows({', '.join(self.names)})"
@@ -121,6 +134,15 @@ def fusions(tree: "Part | Rows") -> Iterator[Fuse]:
             yield tree
         for part in tree.parts:
             yield from fusions(part)
+
+
+def copies(tree: "Part | Rows | None") -> int:
+    """How often a composition runs every row: the parts of a Parallel, else once."""
+    if isinstance(tree, Parallel):
+        return len(tree.parts)
+    if tree is None or isinstance(tree, str | Rows):
+        return 1
+    return max(map(copies, tree.parts))
 
 
 def parse(text: str) -> Part:
@@ -200,11 +222,10 @@ def _lengths(tree: Block, whole: int, open_end: bool = False) -> list[int]:
 
 
 def _rows(tree: Rows, x: Tensor, y: Tensor, beside: Mapping[str, Beside]) -> Tensor:
-    if len(tree.names) != y.shape[0]:
-        raise AcclimateError(f"adapters were named for {len(tree.names)} rows, but the batch has {y.shape[0]}")
     y = y.clone()
-    for name in tree.parts:
-        if name in beside:
-            own = torch.tensor([i for i, other in enumerate(tree.names) if other == name], device=y.device)
-            y[own] = y[own] + beside[name](x[own], y[own])
+    owners = tree.owners(beside)
+    for i, part in enumerate(beside.values()):
+        own = (owners == i).nonzero().flatten().to(y.device)
+        if len(own):
+            y[own] = y[own] + part(x[own], y[own])
     return y

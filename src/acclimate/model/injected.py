@@ -17,8 +17,10 @@ from ..errors import AcclimateError, nearest
 from ..files import read_json, write_json
 from ..kinds import Adapter
 from ..method import load
-from ..parts.beside import Beside, Fusion, LowRank
-from .composition import Fuse, Parallel, Part, Rows, apply, fusions, names, parse
+from ..parts.beside import Beside, Fusion, LowRank, Mixture
+from .calls import first_tensor, outline, repeated, segments
+from .composition import Fuse, Part, Rows, Stack, apply, copies, fusions, names, parse
+from .folding import add_to, change_of, copy_of, put_back
 from .roles import Site, find
 
 CONFIG, WEIGHTS = "adapters.json", "adapters.safetensors"
@@ -46,7 +48,10 @@ class Injected(nn.Module):
         self.active: Part | Rows | None = None
         self.skipped = 0  # AdapterDrop: adapters of the first layers that are left out
         self._handles: list[Any] = []
+        self._readers: list[Beside] = []  # active adapters that read whole texts
         self._held: dict[str, Tensor] = {}  # inputs of sources that wait for their targets
+        self._mixtures: dict[tuple[str, int], Mixture] = {}  # place of the site, rows per name -> factors of the active Rows
+        self._times = 1  # rows of the batch for each row of the active Rows: beams
 
     # what it holds
 
@@ -146,21 +151,46 @@ class Injected(nn.Module):
                 self._handles.append(
                     self.net.get_submodule(site.source).register_forward_pre_hook(partial(self._before, key), with_kwargs=True)
                 )
-            self._handles.append(self.net.get_submodule(site.target).register_forward_hook(partial(self._after, key), with_kwargs=True))
+            layer = self.net.get_submodule(site.target)
+            if any(hasattr(part, "enter") for part in self._beside(key).values()):
+                self._handles.append(layer.register_forward_pre_hook(partial(self._enter, key), with_kwargs=True))
+            self._handles.append(layer.register_forward_hook(partial(self._after, key), with_kwargs=True))
+        self._readers = [part for name in wanted for part in self.parts(name).values() if hasattr(part, "segments")]
+        if self._readers:
+            body: Any = getattr(self.net, "base_model", self.net)
+            self._handles.append(body.register_forward_pre_hook(self._read, with_kwargs=True))
 
     def detach(self) -> nn.Module:
         """Take the adapters off the network, which is then what it was; they are kept."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._mixtures.clear()
         return self.net
 
+    def _read(self, body: nn.Module, args: tuple, kwargs: dict) -> None:
+        """Tell adapters that ask for it (by an attribute ``segments``) which text each token belongs to."""
+        found = segments(kwargs.get("attention_mask"), kwargs.get("position_ids"))
+        for part in self._readers:
+            part.segments = found  # type: ignore[assignment]
+
     def _before(self, key: str, layer: nn.Module, args: tuple, kwargs: dict) -> None:
-        self._held[key] = _first(args, kwargs)
+        self._held[key] = first_tensor(args, kwargs)
+
+    def _enter(self, key: str, layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """Let the active adapters that ask for it (by a method ``enter``) change what a layer is called with."""
+        if 0 <= self.sites[key].number < self.skipped:
+            return args, kwargs
+        if not isinstance(self.active, str) and not (isinstance(self.active, Stack) and all(isinstance(p, str) for p in self.active.parts)):
+            raise AcclimateError(f"{self.active}: an adapter with a prefix stands alone or in a Stack of names; it changes whole layers")
+        for part in self._beside(key).values():
+            if hasattr(part, "enter"):
+                args, kwargs = part.enter(layer, args, kwargs)
+        return args, kwargs
 
     def _after(self, key: str, layer: nn.Module, args: tuple, kwargs: dict, out: Any) -> Any:
         site = self.sites[key]
-        x = self._held.pop(key) if key in self._held else _first(args, kwargs)
+        x = self._held.pop(key) if key in self._held else first_tensor(args, kwargs)
         if self.active is None or 0 <= site.number < self.skipped:
             return out
         y = out[0] if isinstance(out, tuple) else out
@@ -172,26 +202,52 @@ class Injected(nn.Module):
         return (y, *out[1:]) if isinstance(out, tuple) else y
 
     def _change(self, key: str, x: Tensor, y: Tensor) -> Tensor:
-        beside = {name: held[key] for name in names(self.active) if key in (held := self.parts(name))}  # type: ignore[arg-type]
-        if isinstance(self.active, Rows) and beside and all(isinstance(part, LowRank) for part in beside.values()):
-            if len(self.active.names) != y.shape[0]:
-                raise AcclimateError(f"adapters were named for {len(self.active.names)} rows, but the batch has {y.shape[0]}")
-            place = {name: i for i, name in enumerate(beside)}
-            own = torch.tensor([place.get(name, -1) for name in self.active.names], device=y.device)
-            return y + LowRank.mixed(list(beside.values()), own, x).to(y.dtype)  # type: ignore[arg-type]
+        if isinstance(self.active, Rows):
+            return self._mixed(self.active, key, x, y)
+        beside = self._beside(key)
         fused = {}
-        if not isinstance(self.active, str | Rows):
+        if not isinstance(self.active, str):
             for fusion in fusions(self.active):  # type: ignore[arg-type]
                 attention: Any = self.fused[str(self.fusion_names.index(repr(fusion)))]
                 fused[repr(fusion)] = dict(attention.items()).get(key)
         return apply(self.active, x, y, beside, fused)  # type: ignore[arg-type]
 
+    def _beside(self, key: str) -> dict[str, Any]:
+        """The active adapters' modules at one place, by name."""
+        found: dict[str, Any] = {name: self.adapters[name] for name in dict.fromkeys(names(self.active))}  # type: ignore[arg-type]
+        return {name: held[key] for name, held in found.items() if key in held}
+
+    def _mixed(self, rows: Rows, key: str, x: Tensor, y: Tensor) -> Tensor:
+        """Each row with its own adapter: low-rank ones of the whole batch at once, others adapter by adapter."""
+        times = 1 if len(y) == len(rows.names) else self._times
+        if len(y) != times * len(rows.names):
+            raise AcclimateError(f"adapters were named for {len(rows.names)} rows, but the batch has {len(y)}")
+        mixture = self._mixtures.get((key, times))
+        if mixture is None:
+            beside = self._beside(key)
+            rows = rows.repeated(times)
+            if any(type(part).forward is not LowRank.forward for part in beside.values()):
+                return apply(rows, x, y, beside, {})
+            mixture = self._mixtures[key, times] = Mixture(list(beside.values()), rows.owners(beside))
+        return mixture.add(x, y)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """The network's own; where beams or several answers multiply the rows, these keep their adapters."""
+        net: Any = self.net
+        config = kwargs.get("generation_config") or net.generation_config
+        asked = [kwargs.get(key) or getattr(config, key, None) or 1 for key in ("num_beams", "num_return_sequences")]
+        self._times = max(asked)
+        try:
+            return net.generate(*args, **kwargs)
+        finally:
+            self._times = 1
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The network's own call; a Parallel composition runs every row once per part, part by part."""
-        count = _copies(self.active)
+        count = copies(self.active)
         if count > 1:
-            args = tuple(_repeat(value, count) for value in args)
-            kwargs = {key: _repeat(value, count) for key, value in kwargs.items()}
+            args = tuple(repeated(value, count) for value in args)
+            kwargs = {key: repeated(value, count) for key, value in kwargs.items()}
         return self.net(*args, **kwargs)
 
     # what learns
@@ -227,29 +283,30 @@ class Injected(nn.Module):
 
         Raises AcclimateError for an adapter that is no linear map of its layer.
         """
-        self._known(name)
-        changes = {}
-        for key, part in self.parts(name).items():
-            site = self.sites[key]
-            weight = getattr(site.layer, "weight", None)
-            if weight is None or site.source != site.target or weight.ndim != 2 or isinstance(site.layer, nn.Embedding):
-                raise AcclimateError(f"adapter {name!r} cannot be folded: {site.target} has no matrix for it")
-            matrix = weight.T if type(site.layer).__name__ == "Conv1D" else weight
-            bias = getattr(site.layer, "bias", None)
-            change = part.delta(matrix.float(), torch.zeros(len(matrix), device=matrix.device) if bias is None else bias.float())
-            if change is None:
-                raise AcclimateError(f"adapter {name!r} ({self.specs[name]['use']}) is no linear map and cannot be folded into the weights")
-            changes[key] = change
-        for key, (weight_change, bias_change) in changes.items():
-            layer: Any = self.sites[key].layer
-            turned = weight_change.T if type(layer).__name__ == "Conv1D" else weight_change
-            layer.weight.copy_(layer.weight.float() + turned)
-            if bool(bias_change.any()):
-                if layer.bias is None:
-                    layer.bias = nn.Parameter(torch.zeros(len(bias_change), dtype=layer.weight.dtype, device=layer.weight.device))
-                layer.bias.copy_(layer.bias.float() + bias_change)
+        for site, change in self._changes(name):
+            add_to(site.layer, *change)
         self.delete(name)
         return self.net
+
+    @contextmanager
+    def folded(self, name: str) -> Iterator[nn.Module]:
+        """The network with one adapter folded in, inside a ``with`` block; afterwards its weights are bit-equal to before."""
+        changes = self._changes(name)
+        kept = [copy_of(site.layer) for site, _ in changes]
+        self.detach()
+        try:
+            for site, change in changes:
+                add_to(site.layer, *change)
+            yield self.net
+        finally:
+            put_back(kept)
+            self.attach()
+
+    def _changes(self, name: str) -> list[tuple[Site, tuple[Tensor, Tensor]]]:
+        """What an adapter comes to at every site, before any weight is touched."""
+        self._known(name)
+        with torch.no_grad():
+            return [(self.sites[key], change_of(self.sites[key], part, name)) for key, part in self.parts(name).items()]
 
     def average(self, name: str, of: Mapping[str, float]) -> "Injected":
         """A new adapter whose weights are the weighted sum of those of adapters of one make (Chronopoulou et al. 2023)."""
@@ -275,6 +332,7 @@ class Injected(nn.Module):
     def load_state_dict(self, state: Mapping[str, Tensor], strict: bool = True, assign: bool = False) -> Any:
         """Weights of the adapters."""
         found = super().load_state_dict(state, strict=False, assign=assign)
+        self._mixtures.clear()
         missing = [key for key in found.missing_keys if not key.startswith("net.")]
         if strict and (missing or found.unexpected_keys):
             raise AcclimateError(f"adapters do not fit: missing {missing[:3]}, unexpected {found.unexpected_keys[:3]}")
@@ -335,17 +393,14 @@ class Injected(nn.Module):
         return self.detach()
 
     def tree(self) -> str:
-        """Modules with their weights, what is frozen and where adapters stand, as text."""
-        lines = []
-        for path, layer in self.net.named_modules():
-            own = sum(weight.numel() for weight in layer.parameters(recurse=False))
-            beside = [name for name in self.adapters for key in self.parts(name) if self.sites[key].target == path]
-            if own or beside:
-                mark = f"  + {', '.join(beside)}" if beside else ""
-                lines.append(f"{'  ' * path.count('.')}{path.rpartition('.')[2]} {type(layer).__name__} {own:,}{mark}")
+        """Modules with their weights, and where adapters stand, as text."""
+        beside: dict[str, list[str]] = {}
+        for name in self.adapters:
+            for key in self.parts(name):
+                beside.setdefault(self.sites[key].target, []).append(name)
+        lines = [*outline(self.net, beside)]
         for name, held in self.adapters.items():
-            count = sum(weight.numel() for weight in held.parameters())
-            lines.append(f"adapter {name} ({self.specs[name]['use']}): {count:,} weights")
+            lines.append(f"adapter {name} ({self.specs[name]['use']}): {sum(weight.numel() for weight in held.parameters()):,} weights")
         return "\n".join(lines)
 
     def _known(self, name: str) -> None:
@@ -357,23 +412,3 @@ class Injected(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("net"), name)
-
-
-def _first(args: tuple, kwargs: dict) -> Tensor:
-    """A layer's input: its first tensor."""
-    for value in (*args, kwargs.get("hidden_states"), *kwargs.values()):
-        if isinstance(value, Tensor):
-            return value
-    raise AcclimateError("a layer with an adapter was called without any tensor")
-
-
-def _copies(tree: Part | Rows | None) -> int:
-    if isinstance(tree, Parallel):
-        return len(tree.parts)
-    if tree is None or isinstance(tree, str | Rows):
-        return 1
-    return max(map(_copies, tree.parts))
-
-
-def _repeat(value: Any, count: int) -> Any:
-    return value.repeat(count, *[1] * (value.ndim - 1)) if isinstance(value, Tensor) and value.ndim else value

@@ -32,7 +32,7 @@ class Bottleneck(Adapter):
     parallel: Annotated[bool, Setting("read the layer's input instead of its output")] = False
     norm: Annotated[bool, Setting("normalise what the adapter reads")] = False
     dropout: Annotated[float, Setting("share of the bottleneck dropped in training", 0, 1)] = 0.0
-    skip: Annotated[float, Setting("chance that the whole adapter is left out in a training step (stochastic depth)", 0, 1)] = 0.0
+    skip: Annotated[float, Setting("chance that the whole adapter is left out in a training step (stochastic depth)", 0, 0.99)] = 0.0
     target: Annotated[str | list[str], Setting("where: roles, ends of names, [r] and a regular expression")] = "ff.out"
     layers: Annotated[str, Setting("which layers, as 0-5,11; all if empty")] = ""
 

@@ -1,0 +1,1 @@
+"""Methods that fit a plug-in to a model's input side."""
