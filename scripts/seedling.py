@@ -15,7 +15,7 @@ from acclimate import datasets
 from acclimate.domain import Domain
 from acclimate.engines.score import bits_per_byte
 from acclimate.engines.train import Training, tidy, train
-from acclimate.files import read_json, write_json
+from acclimate.files import write_json
 from acclimate.method import load
 from acclimate.model import ASSETS, Model, default_device
 from acclimate.models.seedling import blank, build_tokenizer
@@ -53,7 +53,6 @@ def main() -> None:
     parser.add_argument("--batch-tokens", type=int, default=8192)
     parser.add_argument("--micro-rows", type=int, default=4)
     parser.add_argument("--warmup", type=float, default=0.03)
-    parser.add_argument("--init", type=Path, help="a training checkpoint to go on from: the rate falls in a line from --lr to 0")
     parser.add_argument("--optimizer", default="muon", choices=("adamw", "muon"))
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--tokenizer", help="folder of a tokenizer to use instead of training one")
@@ -70,12 +69,7 @@ def main() -> None:
         tokenizer = build_tokenizer(text for domain in domains.values() for text in as_text(domain).texts("train"))
     domains = {name: as_text(domain, tokenizer) for name, domain in domains.items()}
     weights = {name: float(sum(len(text) for text in domain.texts("train"))) for name, domain in domains.items()}
-    net, before = blank(options.size, tokenizer), {"step": 0, "tokens": 0}
-    if options.init:
-        net = type(net).from_pretrained(options.init)
-        state = read_json(options.init / "trainer_state.json")
-        before = {"step": state["global_step"], "tokens": state["global_step"] * options.batch_tokens, "planned": state["max_steps"]}
-    start = Model(options.size, net, tokenizer, "causal", "fresh weights").to(default_device())
+    start = Model(options.size, blank(options.size, tokenizer), tokenizer, "causal", "fresh weights").to(default_device())
     training = Training(
         steps=options.steps,
         batch_tokens=options.batch_tokens,
@@ -87,7 +81,7 @@ def main() -> None:
         beta2=0.95,
         eps=1e-8,
         warmup=options.warmup,
-        schedule="linear" if options.init else "cosine",
+        schedule="cosine",
         compile=options.compile,
         watch_every=max(1, options.steps // 8),
     )
@@ -124,7 +118,7 @@ def main() -> None:
     for weight in model.net.parameters():
         weight.data = weight.data.to(torch.bfloat16)
     model.net.config.dtype = torch.bfloat16
-    given = {k: v for k, v in vars(options).items() if v and k not in ("out", "work", "init", "tokenizer", "compile")}
+    given = {k: v for k, v in vars(options).items() if v and k not in ("out", "work", "tokenizer", "compile")}
     command = "python scripts/seedling.py " + " ".join(f"--{key.replace('_', '-')} {value}" for key, value in given.items())
     model.source, model.notes["made"] = (
         "fresh weights",
@@ -135,8 +129,7 @@ def main() -> None:
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
             "seconds": round(time.perf_counter() - begun),
             "steps": trained.cost["steps"],
-            "tokens": trained.cost["tokens"] + before["tokens"],
-            "went_on_from": before,
+            "tokens": trained.cost["tokens"],
             "total_parameters": trained.cost["total_parameters"],
         },
     )
@@ -148,13 +141,6 @@ def main() -> None:
 
 def card(name: str, measured: dict, made: dict) -> str:
     """The model card, all figures as measured."""
-    before = made["went_on_from"]
-    went_on = ""
-    if before["step"]:
-        went_on = (
-            f" It cooled down from step {before['step']:,} ({before['tokens'] / 1e6:.1f} million tokens) of `python scripts/seedling.py "
-            f"--size {name}`, planned for {before['planned']:,} steps: the rate fell in a line to 0 over the steps named here."
-        )
     rows = [
         f"| {n} | {m['bits_per_byte']:.3f} [{m['low']:.3f}, {m['high']:.3f}] | {('no', 'yes')[m['seen_in_training']]} | {m['licence']} |"
         for n, m in measured.items()
@@ -173,7 +159,7 @@ def card(name: str, measured: dict, made: dict) -> str:
             f"own train engine on {made['tokens'] / 1e6:.0f} million tokens of real text. It exists so that every command works without a "
             "download, and for experiments on small hardware; it knows little and should answer nobody's questions.",
             "",
-            f"Command: `{made['command']}` ({made['device']}, {made['seconds']} seconds).{went_on}",
+            f"Command: `{made['command']}` ({made['device']}, {made['seconds']} seconds).",
             "",
             "Held-out tails (never trained on), bits per byte with 95 % bootstrap interval over documents, fp32:",
             "",
