@@ -17,7 +17,7 @@ from acclimate.errors import AcclimateError
 from acclimate.method import load
 from acclimate.model import Injected, Model
 from acclimate.model.composition import Rows
-from acclimate.parts.beside import LowRank, Mixture
+from acclimate.parts.beside import LowRank, MixedRows
 from worlds import model_of, network
 
 SIZES = {"a": {"r": 2}, "b": {"r": 5, "use_rslora": True}, "c": {"r": 3, "rank_pattern": {"PLACE": 6}, "alpha_pattern": {"PLACE": 1}}}
@@ -80,7 +80,7 @@ def test_a_mixed_batch_is_pefts(family, tokenizer, tmp_path):
     plain = logits(net, ids)
     for many in (100, 0):  # side by side, and gathered
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Mixture, "MANY", many)
+            patch.setattr(MixedRows, "MANY", many)
             mine = logits(net.activate(Rows(names)), ids)
         assert torch.allclose(mine, want, atol=2e-5 * float(want.abs().max()))
     assert torch.equal(plain, logits(base.net, ids))
@@ -113,7 +113,7 @@ def test_factors_are_laid_out_once_and_anew_when_a_weight_changes(base, bank):
 
 @pytest.mark.parametrize("many", [100, 0])
 def test_what_learns_in_a_mixed_batch_learns_by_row(base, bank, many, monkeypatch):
-    monkeypatch.setattr(Mixture, "MANY", many)
+    monkeypatch.setattr(MixedRows, "MANY", many)
     net = bank.load_onto(base, ["a", "b"]).net.learn("a")
     ids = torch.arange(8).view(2, 4)
     net.activate(Rows(["a", "b"]))(input_ids=ids).logits[0].square().mean().backward()
@@ -131,7 +131,7 @@ def test_dropout_drops_in_the_rows_of_its_part():
         torch.nn.init.ones_(part.a), torch.nn.init.ones_(part.b)
     torch.manual_seed(0)
     x, y = torch.ones(2, 2000, 4), torch.zeros(2, 2000, 3)
-    out = Mixture(parts, torch.tensor([0, 1])).add(x, y)
+    out = MixedRows(parts, torch.tensor([0, 1])).add(x, y)
     assert set(out[0].unique().tolist()) == {0.0, 4.0, 8.0, 12.0, 16.0}
     assert abs(out[0].mean().item() - 8) < 0.2
     assert out[1].unique().tolist() == [8.0]

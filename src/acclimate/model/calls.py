@@ -19,6 +19,7 @@ def first_tensor(args: tuple, kwargs: dict) -> Tensor:
 def segments(mask: Any, positions: Any) -> Tensor | None:
     """The number of the text that each token belongs to, 0 for padding [row, token]; None where neither mask nor positions tell.
 
+    >>> import torch
     >>> segments(torch.tensor([[1, 1, 0]]), None).tolist(), segments(None, torch.tensor([[0, 1, 0]])).tolist()
     ([[1, 1, 0]], [[1, 1, 2]])
     """

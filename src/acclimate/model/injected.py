@@ -17,7 +17,7 @@ from ..errors import AcclimateError, nearest
 from ..files import read_json, write_json
 from ..kinds import Adapter
 from ..method import load
-from ..parts.beside import Beside, Fusion, LowRank, Mixture
+from ..parts.beside import Beside, Fusion, LowRank, MixedRows
 from .calls import first_tensor, outline, repeated, segments
 from .composition import Fuse, Part, Rows, Stack, apply, copies, fusions, names, parse
 from .folding import add_to, change_of, copy_of, put_back
@@ -50,7 +50,7 @@ class Injected(nn.Module):
         self._handles: list[Any] = []
         self._readers: list[Beside] = []  # active adapters that read whole texts
         self._held: dict[str, Tensor] = {}  # inputs of sources that wait for their targets
-        self._mixtures: dict[tuple[str, int], Mixture] = {}  # place of the site, rows per name -> factors of the active Rows
+        self._mixtures: dict[tuple[str, int], MixedRows] = {}  # place of the site, rows per name -> factors of the active Rows
         self._times = 1  # rows of the batch for each row of the active Rows: beams
 
     # what it holds
@@ -228,7 +228,7 @@ class Injected(nn.Module):
             rows = rows.repeated(times)
             if any(type(part).forward is not LowRank.forward for part in beside.values()):
                 return apply(rows, x, y, beside, {})
-            mixture = self._mixtures[key, times] = Mixture(list(beside.values()), rows.owners(beside))
+            mixture = self._mixtures[key, times] = MixedRows(list(beside.values()), rows.owners(beside))
         return mixture.add(x, y)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:

@@ -45,7 +45,7 @@ class LowRank(Beside):
         return self.scale * self.b @ self.a, torch.zeros_like(bias)
 
 
-class Mixture:
+class MixedRows:
     """Low-rank changes of a batch whose rows belong to different parts; factors are laid out once and used until a weight changes.
 
     own [row]: each row's part, -1 for none. Few parts stand side by side, all ranks in two plain products, and each row keeps its own.
@@ -59,7 +59,7 @@ class Mixture:
     >>> parts = [LowRank(2, 1, 1, scale) for scale in (1.0, 10.0)]
     >>> for part in parts:
     ...     _ = nn.init.ones_(part.a), nn.init.ones_(part.b)
-    >>> Mixture(parts, torch.tensor([1, -1, 0])).add(torch.tensor([[1.0, 2], [3, 4], [5, 6]]), torch.zeros(3, 1)).tolist()
+    >>> MixedRows(parts, torch.tensor([1, -1, 0])).add(torch.tensor([[1.0, 2], [3, 4], [5, 6]]), torch.zeros(3, 1)).tolist()
     [[30.0], [0.0], [11.0]]
     """
 
