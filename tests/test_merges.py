@@ -346,6 +346,14 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(family, tmp_path, monkeypatc
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
+def test_settings_in_text_as_the_command_line_gives_them():
+    from acclimate.method import load
+
+    assert load("merging.dare", normalize="false").normalize is False
+    with pytest.raises(AcclimateError, match="must be bool"):
+        load("merging.dare", normalize="no")
+
+
 def test_dry_run_writes_nothing(family, tmp_path):
     found = acclimate.merge("ties", [str(family / "m1")], base=str(family / "base"), out=tmp_path / "out", dry_run=True)
     assert found["tensors"] == len(weights(family / "m1"))

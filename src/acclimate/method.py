@@ -96,12 +96,14 @@ class Field:
     setting: Setting
 
     def cast(self, where: str, value: Any) -> Any:
-        """The value in the declared type; numbers in text ("1e-4", as YAML reads it) are accepted."""
+        """The value in the declared type; numbers, true and false in text ("1e-4", as YAML and the command line read them) are accepted."""
         wanted = typing.get_args(self.type) if isinstance(self.type, (types.UnionType,)) else (self.type,)
         if value is None and type(None) in wanted:
             return None
         for kind in wanted:
             plain = typing.get_origin(kind) or kind
+            if plain is bool and isinstance(value, str) and value.lower() in ("true", "false"):
+                return value.lower() == "true"
             if isinstance(value, bool) != (plain is bool) and plain in (bool, int, float):
                 continue
             if isinstance(value, plain):
