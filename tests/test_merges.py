@@ -14,16 +14,7 @@ import acclimate
 from acclimate.cli import main
 from acclimate.errors import AcclimateError
 from acclimate.model import Model
-from worlds import model_of, network
-
-
-def varied(net, seed, size=0.05):
-    made = copy.deepcopy(net)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for weight in made.parameters():
-            weight.add_(size * torch.randn(weight.shape, generator=generator))
-    return made
+from worlds import model_of, network, varied
 
 
 @pytest.fixture(scope="module")

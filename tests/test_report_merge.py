@@ -24,16 +24,7 @@ from acclimate.report.merge_facts import ROOM, condense
 from acclimate.report.merge_page import merge_page
 from acclimate.report.searches import read_searches
 from test_report import Page
-from worlds import model_of, network, sentences
-
-
-def varied(net, seed, size=0.05):
-    made = copy.deepcopy(net)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for weight in made.parameters():
-            weight.add_(size * torch.randn(weight.shape, generator=generator))
-    return made
+from worlds import model_of, network, sentences, varied
 
 
 @pytest.fixture(scope="module")

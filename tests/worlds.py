@@ -1,5 +1,6 @@
 """Made-up text, networks of a few thousand weights and domains of any form, for all tests."""
 
+import copy
 import random
 
 WORDS = {
@@ -82,3 +83,15 @@ def domain_of(name: str, form: str, rows: list[dict], split: str = "train"):
 
     rows = [{"id": digest(row), "origin": f"{name}.jsonl:{i + 1}", **row} for i, row in enumerate(rows)]
     return Domain(name, form, {split: datasets.Dataset.from_list(rows)})
+
+
+def varied(net, seed, size=0.05):
+    """A copy of a network whose weights are moved at random, the same way for the same seed."""
+    import torch
+
+    made = copy.deepcopy(net)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in made.parameters():
+            weight.add_(size * torch.randn(weight.shape, generator=generator))
+    return made

@@ -1,5 +1,8 @@
 """The engines as a strategy uses them, inside an experiment; what it trains and merges stays in its folder and is made once."""
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +34,19 @@ class Workbench(Named):
     def note(self, name: str, value: Any) -> None:
         """Keep a fact of the way, for the details of the result."""
         self.notes[f"{self.step.name}.{name}"] = value
+
+
+@contextmanager
+def kept_from_collection(tiny: bool) -> Iterator[None]:
+    """For tiny runs: the trainer collects garbage after each training, which takes longer than a tiny one itself."""
+    if not tiny:
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def nats_per_token(model: "Model", domain: Domain, most: int, split: str = "test") -> float:

@@ -13,7 +13,6 @@ what else the machine does, so they are no part of the criterion.
 """
 
 import dataclasses
-import gc
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +24,7 @@ from ...domain import Domain
 from ...measure import limited
 from ...method import load
 from ..fixture import documents
-from ..workbench import Workbench, base_model
+from ..workbench import Workbench, base_model, kept_from_collection
 
 if TYPE_CHECKING:
     from ...engines.new_tokens import NewTokens
@@ -63,13 +62,8 @@ FULL, TINY = Size(), Size(20, 4, 2, 128, 32, 500, 1, 4)
 
 def run(seed: int, tiny: bool, work: Path) -> dict[str, Any]:
     """Bits and tokens per byte of every arm in every domain."""
-    if not tiny:
-        return _run(seed, FULL, False, work)
-    gc.freeze()  # the trainer collects garbage after each run, which takes longer than a tiny run itself
-    try:
-        return _run(seed, TINY, True, work)
-    finally:
-        gc.unfreeze()
+    with kept_from_collection(tiny):
+        return _run(seed, TINY if tiny else FULL, tiny, work)
 
 
 def _run(seed: int, size: Size, tiny: bool, work: Path) -> dict[str, Any]:

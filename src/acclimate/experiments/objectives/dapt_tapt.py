@@ -17,7 +17,6 @@ shares 13 words in a row with a tested text is left out. SciCite quotes papers o
 fits it in part. The third of the tasks at hand, MAG, has no corpus of its own and takes part in the overlap of domains only.
 """
 
-import gc
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +36,7 @@ from ...progress import say
 from ...recipe import Recipe, Step
 from ...runs import Run
 from ..fixture import documents, tiny_model
+from ..workbench import kept_from_collection
 
 if TYPE_CHECKING:
     from ...model import Model
@@ -90,13 +90,8 @@ TINY = Size(16, 8, 8, 32, 2, 1, 1, 1, 1, 2, 4, 1, 32, 500, 2000)
 
 def run(seed: int, tiny: bool, work: Path) -> dict[str, Any]:
     """Every arm's figure; stages and scores that lie in ``work`` already are not made again."""
-    if not tiny:
-        return _run(seed, FULL, False, work)
-    gc.freeze()  # the trainer collects garbage after each run, which takes longer than a tiny run itself
-    try:
-        return _run(seed, TINY, True, work)
-    finally:
-        gc.unfreeze()
+    with kept_from_collection(tiny):
+        return _run(seed, TINY if tiny else FULL, tiny, work)
 
 
 def _run(seed: int, size: Size, tiny: bool, work: Path) -> dict[str, Any]:

@@ -24,13 +24,15 @@ class ModelStock(Merge):
         """Inner products of the changes."""
         return None if seen or base is None else gram(tuned - base)
 
-    def merge(self, base: Tensor, tuned: Tensor, seen: list[Tensor]) -> Tensor:
-        """base [*shape], tuned [model, *shape] -> [*shape]."""
-        count = len(tuned)
-        products = seen[0]
+    def settle(self, seen: list[Tensor], models: int) -> Tensor:
+        """How far the merged tensor lies from the base towards the mean of the tunes: scalar."""
+        count, products = models, seen[0]
         lengths = products.diagonal().sqrt().clamp(min=1e-12)
         cosines = (products / lengths[:, None] / lengths)[~torch.eye(count, dtype=torch.bool)].clamp(-1, 1)
         cosine = cosines.mean()
         bottom = 1 + (count - 1) * cosine
-        share = count * cosine / bottom if bottom.abs() > 1e-6 else cosine.new_zeros(())  # opposed changes: stay at the base
-        return torch.lerp(base, tuned.mean(0), share.to(base.dtype))
+        return count * cosine / bottom if bottom.abs() > 1e-6 else cosine.new_zeros(())  # opposed changes: stay at the base
+
+    def merge(self, base: Tensor, tuned: Tensor, seen: Tensor) -> Tensor:
+        """base [*shape], tuned [model, *shape] -> [*shape]."""
+        return torch.lerp(base, tuned.mean(0), seen.to(base.dtype))

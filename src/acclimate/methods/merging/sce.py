@@ -33,21 +33,26 @@ class Sce(Merge):
             return thresholds.look(self._variance(changes), seen, self._shares(seen))
         if self.select >= 1 and seen:
             return None
-        return self._selected(changes, seen).square().flatten(1).sum(1).double()
+        return self._selected(changes, self._least(seen)).square().flatten(1).sum(1).double()
 
-    def merge(self, base: Tensor, tuned: Tensor, seen: list[Tensor]) -> Tensor:
-        """base [*shape], tuned [model, *shape] -> [*shape]."""
+    def settle(self, seen: list[Tensor], models: int) -> tuple[Tensor, Tensor | None]:
+        """The models' weights [model], and the least variance that is selected, None if all are."""
         energy = seen[-1]
         shares = energy / energy.sum() if energy.sum() > 0 else torch.full_like(energy, 1 / len(energy))
-        changes = self._selected(tuned - base, seen)
+        return shares, self._least(seen)
+
+    def merge(self, base: Tensor, tuned: Tensor, seen: tuple[Tensor, Tensor | None]) -> Tensor:
+        """base [*shape], tuned [model, *shape] -> [*shape]."""
+        shares, least = seen
+        changes = self._selected(tuned - base, least)
         taken = positive(changes * elected(changes)).mul_(shares.to(base.dtype).view(-1, *[1] * base.ndim))
         return base + changes.mul_(taken).sum(0) / taken.sum(0).clamp(min=1e-6)
 
-    def _selected(self, changes: Tensor, seen: list[Tensor]) -> Tensor:
-        if self.select >= 1:
-            return changes
-        least = thresholds.magnitudes(seen[:2], self._shares(seen))[0, 0]
-        return changes * (self._variance(changes)[0] >= least.clamp(min=1e-38))
+    def _least(self, seen: list[Tensor]) -> Tensor | None:
+        return None if self.select >= 1 else thresholds.magnitudes(seen[:2], self._shares(seen))[0, 0].clamp(min=1e-38)
+
+    def _selected(self, changes: Tensor, least: Tensor | None) -> Tensor:
+        return changes if least is None else changes * (self._variance(changes)[0] >= least)
 
     @staticmethod
     def _variance(changes: Tensor) -> Tensor:
