@@ -219,6 +219,52 @@ def test_merging_codes_is_merging_their_values(form, method, bases, family, tmp_
         assert fact["kept"] == pytest.approx(kept.item(), rel=1e-2, abs=1e-3)
         assert fact["relative_error"] == pytest.approx(((quant - w).norm() / w.norm()).item(), rel=1e-2)
 
+@pytest.mark.parametrize("form", ["gptq", "awq"])
+def test_merging_grouped_words_is_merging_their_values(form, family, tmp_path):
+    """Weights of four bits, packed here by hand: eight numbers in a word, along inputs (GPTQ) or along outputs in AWQ's order."""
+    group, order = 16, q.AWQ_ORDER if form == "awq" else q.IN_ORDER
+    stored, plain, grids = {}, load_file(family / "base" / "model.safetensors"), {}
+    for name, weight in load_file(family / "base" / "model.safetensors").items():
+        if "_proj." not in name:
+            stored[name] = weight.bfloat16()
+            plain[name] = stored[name].float()
+            continue
+        module, turned = name.removesuffix(".weight"), weight.T  # [in, out]
+        groups = torch.arange(len(turned)) // group
+        scales = (turned.view(-1, group, turned.shape[1]).abs().amax(1) / 7).half()
+        codes = (turned / scales.float()[groups] + 8).round().clamp(0, 15).long()
+        zeros = torch.full_like(scales, 8 if form == "awq" else 7).long()  # GPTQ stores one less
+        stored |= {f"{module}.scales": scales, f"{module}.qzeros": words(zeros, 1, order)}
+        stored[f"{module}.qweight"] = words(codes, 1, order) if form == "awq" else words(codes, 0, order)
+        plain[name], grids[name] = ((codes - 8) * scales.float()[groups]).T.contiguous(), scales.float()[groups].T
+    config = json.loads((family / "base" / "config.json").read_text())
+    about = {"quant_method": form, "bits": 4, "group_size": group}
+    for place, tensors, more in (("codes", stored, {"quantization_config": about, "dtype": "bfloat16"}), ("values", plain, {})):
+        (tmp_path / place).mkdir()
+        save_file(tensors, tmp_path / place / "model.safetensors", {"format": "pt"})
+        (tmp_path / place / "config.json").write_text(json.dumps(config | more))
+        for path in (family / "base").glob("*token*"):
+            (tmp_path / place / path.name).write_bytes(path.read_bytes())
+    models = [str(family / "m1"), str(family / "m2")]
+    reports = {
+        place: acclimate.merge("task_arithmetic", models, base=str(tmp_path / place), out=tmp_path / f"{place}-merged", dtype="float32")
+        for place in ("codes", "values")
+    }
+    found, expected = (load_file(tmp_path / f"{place}-merged" / "model.safetensors") for place in ("codes", "values"))
+    assert all(torch.allclose(found[name], expected[name], rtol=1e-5, atol=1e-6) for name in expected)
+    assert reports["codes"]["requantised"]["format"] == f"{form}, groups of {group}, its own scales"
+    for name, fact in reports["codes"]["requantised"]["tensors"].items():
+        again = (found[name] / grids[name] + 8).round().clamp(0, 15).sub(8) * grids[name]
+        kept = ((again - plain[name]) * (found[name] - plain[name])).sum() / (found[name] - plain[name]).square().sum()
+        assert fact["kept"] == pytest.approx(kept.item(), rel=1e-2, abs=1e-3)
+
+
+def words(numbers, side, order):
+    """Eight 4-bit numbers to an int32 word along a side."""
+    parts = numbers.movedim(side, -1).unflatten(-1, (-1, 8))
+    packed = sum(parts[..., each] << (4 * place) for each, place in enumerate(order))
+    return torch.where(packed >= 2**31, packed - 2**32, packed).to(torch.int32).movedim(-1, side).contiguous()
+
 
 def test_what_a_merge_does_not_change_stays(bases, tmp_path):
     folder, _ = bases["nf4 nested"]

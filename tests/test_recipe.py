@@ -1,5 +1,7 @@
 """Recipes: what is wrong is said in one line that names the place and the nearest right word, before anything loads."""
 
+import inspect
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,8 @@ import pytest
 import acclimate
 from acclimate.errors import AcclimateError
 from acclimate.files import read_yaml
-from acclimate.kinds import Adapter, Objective
+from acclimate.kinds import Adapter, Objective, Strategy
+from acclimate.method import find
 from acclimate.recipe import Recipe
 
 GOOD = {
@@ -208,3 +211,20 @@ def read_yaml_text(text: str):
 def test_merges_are_checked_before_anything_loads(changes, said):
     with pytest.raises(AcclimateError, match=said):
         Recipe.check(merging(**changes))
+
+
+@pytest.mark.parametrize("name", [n for n in acclimate.names() if issubclass(find(n), Strategy)])
+def test_strategies_say_whether_a_recipe_reaches_their_training(name):
+    """``trains`` is what the source does: it hands its training to ``tools.train``, where the recipe's train: is added."""
+    kind = find(name)
+    source = "".join(inspect.getsource(sys.modules[each.__module__]) for each in kind.__mro__ if each.__module__.startswith("acclimate.methods."))
+    assert kind.trains == ("tools.train(" in source)
+
+
+def test_training_settings_that_reach_nothing_are_refused():
+    step = {"as": "a", "use": "adapters.sentence_embeddings", "on": {"domain": "docs"}, "train": {"lr": 1e-3}}
+    with pytest.raises(AcclimateError, match=r"train: reaches nothing in adapters.sentence_embeddings, which trains by its own settings"):
+        Recipe.check({"domains": {"docs": "x"}, "steps": [step]})
+    step = {"as": "a", "use": "objectives.dapt_tapt", "on": {"corpus": "docs", "task": "docs"}, "train": {"stesp": 3}}
+    with pytest.raises(AcclimateError, match="no setting 'stesp'; nearest: steps"):
+        Recipe.check({"domains": {"docs": "x"}, "steps": [step]})

@@ -268,10 +268,12 @@ class Planning(Method):
 class Strategy(Method):
     """Works through others: gets the engines as ``tools`` (train, score, generate ...) and says in which order to use them.
 
-    A strategy stands in the room of what it teaches, so each one names its ``room`` itself.
+    A strategy stands in the room of what it teaches, so each one names its ``room`` itself. One that never calls ``tools.train`` says
+    ``trains = False``: a recipe's ``train:`` would reach nothing there and is refused.
     """
 
     verb = "run"
+    trains: ClassVar[bool] = True
 
     @abstractmethod
     def run(self, tools: Any, **given: Any) -> Any:

@@ -203,7 +203,9 @@ def _step(where: str, name: str, step: Any, model: str, domains: dict) -> Step:
         bool(step.get("new_head")),
         tuned,
     )
-    if not roles and not merged:
+    if roles and made.train and not method.trains:
+        raise AcclimateError(f"{where}: train: reaches nothing in {method.name}, which trains by its own settings; give them with with:")
+    if not merged:
         try:
             training(made, 0)
         except AcclimateError as error:

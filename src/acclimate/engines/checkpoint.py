@@ -148,7 +148,8 @@ class Checkpoint:
     def hash(self) -> str:
         """SHA-256 over the shards' own hashes, kept in the cache by path, size and time (16 hex digits)."""
         parts = []
-        for path in sorted({slot.path for slot in self.slots.values()}):
+        held = _shards(self.folder) if (self.folder / INDEX).is_file() or (self.folder / SINGLE).is_file() else []
+        for path in sorted({*held, *(slot.path for slot in self.slots.values())}):  # a shard may hold nothing but scales
             state = path.stat()
             kept = cache_dir("hashes") / f"{digest([str(path.resolve()), state.st_size, state.st_mtime_ns])}.json"
             if not kept.exists():

@@ -20,6 +20,7 @@ from ..parts.layer_groups import LAYER
 from ..progress import say
 from .checkpoint import HEADS, Checkpoint, Slot
 from .layout import JOURNAL
+from .requantised import memory as memory_to_requantise
 from .requantised import requantised
 from .tensors import SHARD, Part, Work, forecast, merge
 from .vocabulary import Vocabulary, align, copy_files, copy_template, table
@@ -52,8 +53,9 @@ class Plan:
     method: str
 
     def memory(self, workers: int = 0) -> int:
-        """Bytes that the chunks take at most, beside the program."""
-        return forecast(self.works, workers or os.cpu_count() or 1)
+        """Bytes that the chunks take at most, beside the program; quantising again, which follows where a parent is quantised, among them."""
+        workers = workers or os.cpu_count() or 1
+        return max(forecast(self.works, workers), memory_to_requantise(self.works, workers))
 
     @property
     def bytes(self) -> int:

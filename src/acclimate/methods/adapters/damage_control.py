@@ -39,6 +39,7 @@ class DamageControl(Strategy):
     """Gives the chosen model (``adapted``), the best on the new domain alone (``adapted.unconstrained``), and both for each baseline."""
 
     room = "adapters"
+    trains = False
     works_on = "arrays"
 
     kappa: Annotated[float, Setting("rise of the word error rate that each old set may see (the paper's kappa)", 1e-6)] = 0.03

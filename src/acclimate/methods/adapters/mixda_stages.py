@@ -36,6 +36,7 @@ class MixdaStages(Strategy):
     """A model per domain by its name, then ``mixture`` with all, then ``task``; where a task is given its scores are noted."""
 
     room = "adapters"
+    trains = False
 
     layers: Annotated[str, Setting("layers with a mixture; all if empty")] = "7,11"
     reduction: Annotated[float, Setting("width of the inner activation over width of a domain adapter", 1)] = 16.0

@@ -37,6 +37,7 @@ class SentenceEmbeddings(Strategy):
     """Gives the encoder of each domain by its role, and ``all``: the one with every domain's adapter."""
 
     room = "adapters"
+    trains = False
 
     adapter: Annotated[
         str, Setting("make of the adapters, or full: tune all weights", choices=("houlsby", "pfeiffer", "parallel", "lora", "full"))

@@ -33,6 +33,7 @@ class MapTuning(Strategy):
     """Stages: general (the masked model with its map), and task (a downstream model with the map trained on) where one is given."""
 
     room = "inputs"
+    trains = False
 
     input_dim: Annotated[int, Setting("width of the knowledge embeddings (m)", 1)] = 128
     lr: Annotated[float, Setting("peak learning rate of the map", 0)] = 3e-5

@@ -36,6 +36,7 @@ class TagLlm(Strategy):
     """Stages: domains, single, cross; each gives the tags learned so far on the frozen model."""
 
     room = "inputs"
+    trains = False
 
     p_domain: Annotated[int, Setting("vectors of a domain tag (p)", 1)] = 20
     p_function: Annotated[int, Setting("vectors of a function tag (p)", 1)] = 10

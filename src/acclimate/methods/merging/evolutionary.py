@@ -36,6 +36,7 @@ class Evolutionary(Strategy):
     """Search in parameter space, in data-flow space, or in both; gives a model per stage by its name: ps, dfs."""
 
     room = "merging"
+    trains = False
     extra = "search"
 
     space: Annotated[str, Setting("weights per layer, route through layers, or both", choices=("ps", "dfs", "ps_dfs"))] = "ps"

@@ -36,6 +36,7 @@ class ModelRatatouille(Strategy):
     """Gives the averaged network (``ratatouille``), with ``baselines`` theirs before it."""
 
     room = "merging"
+    trains = False
     works_on = "arrays"
 
     n_runs: Annotated[int, Setting("fine-tunings of the target task (M)", 1)] = 20

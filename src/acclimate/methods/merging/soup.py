@@ -22,6 +22,7 @@ class Soup(Strategy):
     """The greedy or the uniform soup."""
 
     room = "merging"
+    trains = False
 
     selection: Annotated[str, Setting("greedy by validation, or all of them", choices=("greedy", "uniform"))] = "greedy"
 
