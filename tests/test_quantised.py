@@ -219,6 +219,7 @@ def test_merging_codes_is_merging_their_values(form, method, bases, family, tmp_
         assert fact["kept"] == pytest.approx(kept.item(), rel=1e-2, abs=1e-3)
         assert fact["relative_error"] == pytest.approx(((quant - w).norm() / w.norm()).item(), rel=1e-2)
 
+
 @pytest.mark.parametrize("form", ["gptq", "awq"])
 def test_merging_grouped_words_is_merging_their_values(form, family, tmp_path):
     """Weights of four bits, packed here by hand: eight numbers in a word, along inputs (GPTQ) or along outputs in AWQ's order."""

@@ -217,7 +217,9 @@ def test_merges_are_checked_before_anything_loads(changes, said):
 def test_strategies_say_whether_a_recipe_reaches_their_training(name):
     """``trains`` is what the source does: it hands its training to ``tools.train``, where the recipe's train: is added."""
     kind = find(name)
-    source = "".join(inspect.getsource(sys.modules[each.__module__]) for each in kind.__mro__ if each.__module__.startswith("acclimate.methods."))
+    source = "".join(
+        inspect.getsource(sys.modules[each.__module__]) for each in kind.__mro__ if each.__module__.startswith("acclimate.methods.")
+    )
     assert kind.trains == ("tools.train(" in source)
 
 

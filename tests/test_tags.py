@@ -1,6 +1,6 @@
 """Soft tags: templates, spans, numbers read at the last tag token, three stages, and a library that is stored and recombined."""
 
-from types import SimpleNamespace
+import json
 
 import numpy as np
 import pytest
@@ -10,13 +10,13 @@ from acclimate.domain import Domain
 from acclimate.engines import overlay as engine
 from acclimate.engines.staged import Stage, fit
 from acclimate.errors import AcclimateError
+from acclimate.execute import run
 from acclimate.method import load
-from acclimate.model import fingerprint
+from acclimate.model import Model, fingerprint
 from acclimate.model.overlay import Overlay
 from acclimate.model.tags import Encoded, Tags, isolated, norm_matched
+from acclimate.recipe import Recipe
 from worlds import domain_of, sentences
-
-TOOLS = SimpleNamespace(seed=0)
 
 
 def some(tiny, **names):
@@ -122,12 +122,12 @@ def test_three_stages_with_domain_tags_that_stay(tiny):
     texts = {topic: Domain.from_texts(topic, sentences(topic, 24), splits=False) for topic in ("pipes", "kitchen")}
     rows = {topic: lengths(topic, 24) for topic in texts}
     method = load("inputs.tag_llm", p_domain=3, p_function=2, steps=3, lr=0.05, batch=4, numeric=["LONG"])
-    first = method.run(TOOLS, start=tiny, domains=texts)["domains"]
+    first = method.learn(tiny, texts)
     tags = engine.library(first)
     domain_vectors = [value.detach().clone() for value in tags.vectors]
     assert not torch.equal(domain_vectors[0], domain_vectors[1])
-    made = method.run(TOOLS, start=tiny, tags=tags, functions={"LONG": rows, "SPELL": {"pipes": rows["pipes"]}})
-    assert set(made) == {"domains", "single", "cross"}
+    made = method.learn(tiny, tags=tags, functions={"LONG": rows, "SPELL": {"pipes": rows["pipes"]}})
+    assert list(tags.kinds) == ["pipes", "kitchen", "SPELL", "LONG"]  # functions of one domain come first
     assert list(tags.kinds.values()) == ["domain", "domain", "function", "function"]
     assert all(torch.equal(a, b) for a, b in zip(domain_vectors, tags.vectors, strict=False))
     assert fingerprint(tiny.net) == before
@@ -135,11 +135,11 @@ def test_three_stages_with_domain_tags_that_stay(tiny):
     assert tags.scales["LONG"] == pytest.approx((np.mean(labels), np.std(labels)))
     # the function learned with pipes alone is asked of the other domain
     asked = [{"text": text} for text in texts["kitchen"].texts()[:3]]
-    said = engine.choose(made["single"], "<kitchen>{text}<SPELL>{label}", asked, ["20", "27"], tiny.tokenizer)
+    said = engine.choose(made, "<kitchen>{text}<SPELL>{label}", asked, ["20", "27"], tiny.tokenizer)
     assert len(said) == 3
     assert set(said) <= {"20", "27"}
     enriched = load("inputs.tag_llm", **{**method.values(), "freeze_domain_tags": False})
-    enriched.run(TOOLS, start=tiny, tags=tags, functions={"MORE": {"pipes": rows["pipes"]}})
+    enriched.learn(tiny, tags=tags, functions={"MORE": {"pipes": rows["pipes"]}})
     assert not torch.equal(tags.vectors[0], domain_vectors[0])
     assert torch.equal(tags.vectors[1], domain_vectors[1])
 
@@ -193,4 +193,39 @@ def test_only_the_named_tag_learns(tiny):
 
 def test_what_is_missing_is_said():
     with pytest.raises(AcclimateError, match="tag_llm needs a model and text"):
-        load("inputs.tag_llm").run(TOOLS)
+        load("inputs.tag_llm").learn(None)
+
+
+def _rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def test_a_recipe_learns_tags_and_measures_the_model_behind_each(tiny, tmp_path):
+    base = tiny.save(tmp_path / "base")
+    for topic in ("pipes", "kitchen"):
+        _rows(tmp_path / f"{topic}.jsonl", [{"text": text} for text in sentences(topic, 80)])
+    rows = [{"text": text[:30], "label": "long" if len(text) > 60 else "short"} for text in sentences("pipes", 40)]
+    _rows(tmp_path / "asked.jsonl", rows)
+    step = {
+        "as": "tags",
+        "use": "inputs.tag_llm",
+        "on": {"domains": {"PIPES": "pipes", "KITCHEN": "kitchen"}, "functions": {"SIZE": {"PIPES": "asked"}}},
+        "with": {"p_domain": 4, "p_function": 2, "steps": 30, "lr": 0.05, "batch": 8},
+    }
+    recipe = {
+        "model": str(base),
+        "domains": {name: str(tmp_path / f"{name}.jsonl") for name in ("pipes", "kitchen", "asked")},
+        "steps": [step],
+        "evaluate": {"in": ["pipes"], "out": ["kitchen"]},
+    }
+    found = run(recipe, tmp_path / "run")
+    values = {(row["model"], row["domain"]): row["value"] for row in found["results"]}
+    assert values["tags.PIPES", "pipes"] < values[str(base), "pipes"]
+    tags = Tags.load(tmp_path / "run" / "kept" / "tags.library", tiny.net)
+    assert tags.kinds == {"PIPES": "domain", "KITCHEN": "domain", "SIZE": "function"}
+    stored = Model.load(str(tmp_path / "run" / "steps" / "tags.PIPES" / "model"))  # peft's own format
+    assert torch.equal(next(iter(stored.net.prompt_encoder.values())).embedding.weight, tags.vectors[0])
+    again = run(recipe, tmp_path / "run")
+    assert [row["value"] for row in again["results"]] == [row["value"] for row in found["results"]]
+    with pytest.raises(AcclimateError, match=r"role 'corpus' of inputs.adapti_vocab is one domain, but here is"):
+        Recipe.check({**recipe, "steps": [{"use": "inputs.adapti_vocab", "on": {"corpus": {"a": "pipes"}}}]})

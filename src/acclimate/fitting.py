@@ -1,5 +1,6 @@
 """Whether what a step is given fits it: text or arrays, networks and the shapes they take, classes that are learned and measured."""
 
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,12 @@ if TYPE_CHECKING:
 def form(made: Any) -> str:
     """What a method or a model works on, "text" or "arrays"; those on arrays say so with a class variable ``works_on``."""
     return getattr(made, "works_on", "text")
+
+
+def several(method: Any, role: str) -> bool:
+    """Whether a strategy's role takes several domains: on arrays any role does, on text one that is annotated as a mapping."""
+    asked = inspect.signature(type(method).run).parameters.get(role)
+    return form(method) == "arrays" or (asked is not None and "Mapping[" in str(asked.annotation))
 
 
 def among(role: Any) -> list[str]:

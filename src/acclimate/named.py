@@ -49,6 +49,10 @@ class Named:
         """Save a model that was made by hand as the product ``<step>.<name>``."""
         return self.tools.keep(f"{self.step.name}.{name}", model, how or f"{self.step.use.partition('.')[2]} ({name})")
 
+    def shelve(self, name: str, part: Any) -> Path:
+        """Save what is no model (a library of tags, a bank) as ``kept/<step>.<name>`` in the run directory, by its own ``save``."""
+        return part.save(self.tools.run.folder / "kept" / f"{self.step.name}.{name}")
+
     def bits(self, model: "Model", domain: Domain, split: str = "validation", most: int = 60_000) -> float:
         """Bits per byte of a model on the first ``most`` bytes of a split."""
         from .engines.score import bits_per_byte

@@ -22,7 +22,7 @@ from typing import Any
 from .domain.arrays import form_of
 from .errors import AcclimateError, nearest
 from .files import read_yaml, yaml_text
-from .fitting import among, fits, form, form_of_model, root
+from .fitting import among, fits, form_of_model, root, several
 from .kinds import Adapter, Merge, Objective, Strategy
 from .method import Method, find
 
@@ -174,11 +174,10 @@ def _step(where: str, name: str, step: Any, model: str, domains: dict) -> Step:
     on = step.get("on")
     on = on if isinstance(on, dict) else dict.fromkeys(_list(f"{where}, on", on), 1.0)
     roles = isinstance(method, Strategy)
-    several = roles and form(method) == "arrays"
     if not roles and not step.get("teacher") and (asked := [word for word in method.needs() if word.startswith("teacher_")]):
         raise AcclimateError(f"{where}: {method.name} needs {asked[0]}; name a model with teacher:")
     for key, value in on.items():
-        if roles and not isinstance(value, str) and not several:
+        if roles and not isinstance(value, str) and not several(method, key):
             raise AcclimateError(f"{where}: role {key!r} of {method.name} is one domain, but here is {value!r}")
         if not (used := among(value) if roles else [key]):
             raise AcclimateError(f"{where}: role {key!r} of {method.name} names no domain")

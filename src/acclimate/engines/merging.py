@@ -53,7 +53,7 @@ class Plan:
     method: str
 
     def memory(self, workers: int = 0) -> int:
-        """Bytes that the chunks take at most, beside the program; quantising again, which follows where a parent is quantised, among them."""
+        """Bytes that the chunks take at most, beside the program; or quantising again, which follows where a parent is quantised."""
         workers = workers or os.cpu_count() or 1
         return max(forecast(self.works, workers), memory_to_requantise(self.works, workers))
 

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from ..errors import AcclimateError
 from ..files import digest
+from ..model import Model
 from ..model.knowledge import Mapped, Spelled
 from ..model.overlay import Overlay
 from ..model.tags import Encoded, Tags, isolated
@@ -41,6 +42,20 @@ def padded(rows: Sequence[Sequence[int]], fill: int = 0) -> tuple[Tensor, Tensor
 
 
 # tags
+
+
+def prompted(start: Model, tags: Tags, name: str) -> Model:
+    """A causal model that reads one tag before every text: a peft prompt of the tag's vectors on the same frozen weights."""
+    from peft import PromptTuningConfig, get_peft_model
+
+    vectors = tags.forward(torch.tensor(tags.ids(name)) - tags.first).detach()
+    made = start.copy(name, share=True)
+    made.net = get_peft_model(made.net, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=len(vectors)))
+    with torch.no_grad():
+        next(iter(made.net.prompt_encoder.values())).embedding.weight.copy_(vectors)
+    made.net.peft_config["default"].base_model_name_or_path = start.source
+    made.notes |= {"base": start.source, "base_fingerprint": start.fingerprint}
+    return made
 
 
 def read(overlay: Overlay, rows: Sequence[Encoded], *, isolate: bool = False) -> Tensor:

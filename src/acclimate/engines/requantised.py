@@ -85,7 +85,7 @@ def requantised(works: Sequence[Work], folder: Path, workers: int) -> dict[str, 
 
 
 def memory(works: Sequence[Work], workers: int) -> int:
-    """Bytes that it takes at most: a dozen fp32 spans for each worker, and the peaks and scales of whole tensors; 0 where nothing is quantised."""
+    """Bytes that it takes at most: a dozen fp32 spans for each worker, and scales of whole tensors; 0 where nothing is quantised."""
     held = [(cast(Packed, parent.slot).codes.unit, work.size) for work in works if (parent := _parent(work)) is not None]
     return workers * max((48 * CHUNK + 16 * (size // unit) for unit, size in held), default=0)
 

@@ -14,7 +14,6 @@ to 48 tokens.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -116,15 +115,14 @@ def _atoms(texts: dict[str, list[str]]) -> dict[str, list[dict[str, Any]]]:
 def _tags(base: Model, texts: dict, rows: dict, size: Size, seed: int) -> Any:
     """Domain tags from text, then function tags on top of them."""
     settings = {"p_domain": size.p_domain, "p_function": size.p_function, "batch": size.batch, "most": size.tokens, "lr": 1e-2}
-    tools = SimpleNamespace(seed=seed)
     plain = {name: Domain.from_texts(name, some["train"], splits=False) for name, some in texts.items()}
-    overlay = load("inputs.tag_llm", **settings, steps=size.domain_steps).run(tools, start=base, domains=plain)["domains"]
+    overlay = load("inputs.tag_llm", **settings, steps=size.domain_steps).learn(base, plain, seed=seed)
     functions = {
         "ATOMS": {"smiles": _labelled("smiles", rows["ATOMS"]["smiles"]["train"])},
         "LENGTH": {name: _labelled(name, rows["LENGTH"][name]["train"]) for name in SEEN},
     }
     method = load("inputs.tag_llm", **settings, steps=size.steps, numeric=["ATOMS", "LENGTH"])
-    overlay = method.run(tools, start=base, tags=library(overlay), functions=functions)["cross"]
+    overlay = method.learn(base, tags=library(overlay), functions=functions, seed=seed)
     return lambda function, name, some: predict(overlay, function, method.template(function, name), some, base.tokenizer, most=size.tokens)
 
 

@@ -7,8 +7,8 @@ Three stages: domain tags on plain text of each domain ("<DOM> x", next token); 
 domains. Domain tags are frozen in the last two, or enriched. All vectors of a tag begin as the mean embedding at the mean embedding's
 length. Numbers are read at the last vector of the function tag by a linear layer without bias that begins as the mean embedding, with 100
 times the squared error of standardised labels. ``isolate`` keeps a domain's span from reading what stands before it. Rate and batch
-follow a summary of the authors' code, not checked; steps are choices. The product is a library (model.tags.Tags), used from Python
-through engines.overlay.
+follow a summary of the authors' code, not checked; steps are choices. In a recipe each domain tag becomes a model that reads it before
+every text (a peft prompt), and the library lies in ``kept/``; from Python ``learn`` gives the library on its model, for engines.overlay.
 
 >>> from torch import tensor
 >>> from acclimate.model.tags import norm_matched
@@ -17,13 +17,14 @@ through engines.overlay.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 
 from ...domain import Domain
-from ...engines.overlay import library, number_term, text_term
+from ...engines.overlay import library, number_term, prompted, text_term
 from ...engines.staged import Stage, Term, fit
 from ...errors import AcclimateError
 from ...kinds import Strategy
@@ -33,7 +34,7 @@ from ...model.tags import Tags, norm_matched
 
 
 class TagLlm(Strategy):
-    """Stages: domains, single, cross; each gives the tags learned so far on the frozen model."""
+    """Stages: domain tags, function tags of one domain, function tags of several."""
 
     room = "inputs"
     trains = False
@@ -64,34 +65,52 @@ class TagLlm(Strategy):
         start: Any = None,
         domains: Mapping[str, Domain] | None = None,
         functions: Mapping[str, Mapping[str, Domain]] | None = None,
-        tags: Tags | None = None,
         **unknown: Any,
-    ) -> dict[str, Overlay]:
-        """``domains``: text by its tag; ``functions``: {function: {domain tag: labelled rows}}; ``tags``: a library to go on with."""
-        if start is None or unknown or not (domains or (tags and functions)):
+    ) -> dict[str, Any]:
+        """The model behind each domain tag, by the tag's name; the library is kept beside them."""
+        if unknown or not domains:
+            raise AcclimateError("tag_llm needs text by domain, and may have functions: give domains: {name: text}")
+        overlay = self.learn(start, domains, functions, seed=tools.seed, place=tools.place)
+        tools.shelve("library", library(overlay))
+        return {name: prompted(start, library(overlay), name) for name in domains}
+
+    def learn(
+        self,
+        start: Any,
+        domains: Mapping[str, Domain] | None = None,
+        functions: Mapping[str, Mapping[str, Domain]] | None = None,
+        *,
+        tags: Tags | None = None,
+        seed: int = 0,
+        place: Callable[[str], Path] | None = None,
+    ) -> Overlay:
+        """A frozen model with its library of tags: ``domains`` is text by its tag, ``functions`` {function: {domain tag: labelled rows}}.
+
+        tags: a library to go on with. place: gives each tag's training a folder, in which it resumes.
+        """
+        if start is None or not (domains or (tags and functions)):
             raise AcclimateError("tag_llm needs a model and text by domain: give start and domains (or a library and functions)")
         overlay = Overlay(start.copy(share=True).net, tags or Tags.of(start.net))
-        made = {}
         for name, text in (domains or {}).items():
-            self.domain(overlay, start.tokenizer, name, text, tools.seed)
-        made["domains"] = overlay
-        few = {name: rows for name, rows in (functions or {}).items() if len(rows) == 1}
-        many = {name: rows for name, rows in (functions or {}).items() if len(rows) > 1}
-        for stage, some in (("single", few), ("cross", many)):
-            for name, rows in some.items():
-                self.function(overlay, start.tokenizer, name, rows, tools.seed)
-                made[stage] = overlay
-        return made
+            self.domain(overlay, start.tokenizer, name, text, seed, place and place(name))
+        by_breadth = sorted((functions or {}).items(), key=lambda pair: len(pair[1]) > 1)  # those of one domain first
+        for name, rows in by_breadth:
+            self.function(overlay, start.tokenizer, name, rows, seed, place and place(name))
+        return overlay
 
-    def domain(self, overlay: Overlay, tokenizer: Any, name: str, text: Domain, seed: int) -> None:
+    def domain(self, overlay: Overlay, tokenizer: Any, name: str, text: Domain, seed: int, folder: Path | None = None) -> None:
         """Stage 1: one new tag learns on the domain's training text."""
         tags = library(overlay)
         tags.add(name, "domain", self.p_domain, norm_matched(overlay.net.get_input_embeddings().weight))
         template = self.domain_template.format(domain=name)
         rows = [tags.encode(template, {"text": one}, tokenizer, most=self.most) for one in text.texts("train")]
-        self._fit(overlay, {"text": text_term(overlay, rows, size=self.batch, seed=seed, whole=True, isolate=self.isolate)}, [name], seed)
+        self._fit(
+            overlay, {"text": text_term(overlay, rows, size=self.batch, seed=seed, whole=True, isolate=self.isolate)}, [name], seed, folder
+        )
 
-    def function(self, overlay: Overlay, tokenizer: Any, name: str, rows: Mapping[str, Domain], seed: int) -> None:
+    def function(
+        self, overlay: Overlay, tokenizer: Any, name: str, rows: Mapping[str, Domain], seed: int, folder: Path | None = None
+    ) -> None:
         """Stages 2 and 3: one new function tag learns on the labelled rows of one domain, or of several at once."""
         tags, table = library(overlay), overlay.net.get_input_embeddings().weight
         numeric = name in self.numeric
@@ -118,12 +137,12 @@ class TagLlm(Strategy):
                 term = text_term(overlay, texts, size=self.batch, seed=seed, isolate=self.isolate)
                 terms[domain] = dataclasses.replace(term, weight=(self.lm_loss if numeric else 1.0) / len(rows))
         learned = [name] if self.freeze_domain_tags else [name, *(tag for tag in rows if tag in tags.kinds)]
-        self._fit(overlay, terms, learned, seed)
+        self._fit(overlay, terms, learned, seed, folder)
 
     def template(self, function: str, domain: str) -> str:
         """How a function's rows of one domain are written."""
         return self.templates.get(function) or self.function_template.format(domain=domain, function=function)
 
-    def _fit(self, overlay: Overlay, terms: dict[str, Term], learned: list[str], seed: int) -> None:
+    def _fit(self, overlay: Overlay, terms: dict[str, Term], learned: list[str], seed: int, folder: Path | None) -> None:
         rates = {library(overlay).weights(name): self.lr for name in learned}
-        fit(overlay, terms, rates, Stage(steps=self.steps, weight_decay=0.0, seed=seed))
+        fit(overlay, terms, rates, Stage(steps=self.steps, weight_decay=0.0, seed=seed), folder=folder)
