@@ -13,6 +13,8 @@ from .domain.contamination import contamination
 from .progress import say
 from .runs import now, provenance
 
+QUERIES = 1000  # rows of a domain that encoders are measured on
+
 if TYPE_CHECKING:
     from .engines.score import Answers
     from .model import Model
@@ -83,7 +85,10 @@ def measure_all(
 def examine(domain: Any, models: dict[str, Any], split: str, most: int) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Every model on one domain, and how much that was: text up to ``most`` bytes, arrays whole."""
     some = limited(domain, split, most)
-    return measure(models, domain, some), {"documents": len(some), "bytes": sum(len(text.encode()) for text in some)}
+    return [*measure(models, domain, some), *retrieved(models, domain, split)], {
+        "documents": len(some),
+        "bytes": sum(len(text.encode()) for text in some),
+    }
 
 
 @examine.register
@@ -144,6 +149,34 @@ def measure(models: "dict[str, Model]", domain: Domain, texts: list[str], seed: 
             answers = score.solve(model, task)
             rows.append(_answered(name, f"{domain.name}: {task.name}", answers, base.get(task.name)))
             base.setdefault(task.name, answers)
+    return rows
+
+
+def retrieved(models: "dict[str, Model]", domain: Domain, split: str) -> list[dict[str, Any]]:
+    """Every encoder's mean average precision on labelled text or pairs, query by query against the first encoder.
+
+    An adapter of the domain's name is used, or the only one there is.
+    """
+    encoders = {name: model for name, model in models.items() if model.kind == "encoder"}
+    if not encoders or domain.form not in ("labelled", "pairs") or split not in domain.splits:
+        return []
+    from .engines.embed import Encoder, ranked
+    from .parts import statistics
+
+    rows: list[dict[str, Any]] = []
+    base: np.ndarray | None = None
+    for name, model in encoders.items():
+        encoder = Encoder(model)
+        own = [each for each in encoder.domains if each == domain.name or len(encoder.domains) == 1]
+        found, _ = ranked(encoder, domain, split, adapter=own[0] if own else "", most=QUERIES)
+        value, low, high = statistics.mean_interval(found)
+        row = {"model": name, "domain": domain.name, "metric": "mean_average_precision", "better": "higher"}
+        change = dict.fromkeys(("change", "change_low", "change_high", "p", "flips"))
+        if base is not None:
+            gap = statistics.paired_difference(base, np.ones(len(base)), found, np.ones(len(found)))
+            change = dict(zip(change, (*gap, float(np.mean(found < base))), strict=True))
+        base = found if base is None else base
+        rows.append({**row, "value": value, "low": low, "high": high, "n": len(found), **change})
     return rows
 
 

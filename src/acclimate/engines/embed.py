@@ -212,7 +212,15 @@ def together(base: Model, adapted: Mapping[str, Model], name: str = "all") -> Mo
 def retrieval(
     encoder: Encoder, domain: Domain, split: str = "test", *, adapter: str = "", most: int = 0, k: int = 10
 ) -> dict[str, tuple[float, int]]:
-    """Mean average precision and recall among the first ``k`` (10), each with the number of queries.
+    """Mean average precision and recall among the first ``k`` (10), each with the number of queries (see ``ranked``)."""
+    precision, recall = ranked(encoder, domain, split, adapter=adapter, most=most, k=k)
+    return {"map": (float(precision.mean()), len(precision)), f"recall@{k}": (float(recall.mean()), len(recall))}
+
+
+def ranked(
+    encoder: Encoder, domain: Domain, split: str = "test", *, adapter: str = "", most: int = 0, k: int = 10
+) -> tuple[np.ndarray, np.ndarray]:
+    """Average precision and recall among the first ``k`` (10) of each query, each [query].
 
     Of labelled text each text is a query for the others of its class; of pairs each anchor is one for the positives of its group.
     ``most`` rows are read, spread over the split; queries that have nothing to find are left out.
@@ -240,11 +248,7 @@ def retrieval(
     if not asked.any():
         raise AcclimateError(f"domain {domain.name!r}: no text of its {split} split belongs with another; read more rows")
     scores, relevant = scores[asked], relevant[asked]
-    count = int(asked.sum())
-    return {
-        "map": (float(average_precision(scores, relevant).mean()), count),
-        f"recall@{k}": (float(recall_at(scores, relevant, k).mean()), count),
-    }
+    return average_precision(scores, relevant), recall_at(scores, relevant, k)
 
 
 def _views(model: Model, texts: list[str], width: int, precision: str) -> Tensor:
