@@ -85,10 +85,8 @@ def measure_all(
 def examine(domain: Any, models: dict[str, Any], split: str, most: int) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """Every model on one domain, and how much that was: text up to ``most`` bytes, arrays whole."""
     some = limited(domain, split, most)
-    return [*measure(models, domain, some), *retrieved(models, domain, split)], {
-        "documents": len(some),
-        "bytes": sum(len(text.encode()) for text in some),
-    }
+    held = {"documents": len(some), "bytes": sum(len(text.encode()) for text in some)}
+    return [*measure(models, domain, some), *retrieved(models, domain, split)], held
 
 
 @examine.register

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import AcclimateError
 from ..model import Model, tokenizer_fingerprint
+from ..model.difference import untie
 from .bpe import ConversionError, _alphabet, _split_pattern
 
 BYTES = _alphabet()  # character -> byte
@@ -256,15 +257,6 @@ class NewTokens:
 
 def _mixed(rows: Tensor, parts: Sequence[int], weights: Sequence[float]) -> Tensor:
     return torch.tensor(weights, dtype=torch.float64, device=rows.device) @ rows[list(parts)].double()
-
-
-def untie(net: Any) -> None:
-    """Give a network whose embedding is its output layer too a table for each."""
-    net.config.tie_word_embeddings = False
-    head = net.get_output_embeddings()
-    head.weight = nn.Parameter(net.get_input_embeddings().weight.detach().clone())
-    if hasattr(net, "all_tied_weights_keys"):
-        net.all_tied_weights_keys = {}
 
 
 def fits(model: Model, tokenizer: Any) -> None:

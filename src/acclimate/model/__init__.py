@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..errors import AcclimateError, nearest
 from ..files import digest, read_json
 from .arrays import ArrayModel, FeatureModel, is_array_model
+from .difference import FACTS, load_difference
 from .injected import CONFIG, Injected
 from .loading import KINDS, _folder, _line, _load_whole, _not_found, embedded, kind_of, quiet
 from .network import MANIFEST, Network, default_device, fingerprint
@@ -53,7 +54,7 @@ class Model(Network):
         dtype: torch.dtype = torch.float32,
         device: str | None = None,
     ) -> "Model":
-        """Load ``seedling``, ``seedling-xs``, ``minilm``, a folder, a Hugging Face id, or a folder with a peft adapter.
+        """Load ``seedling``, ``seedling-xs``, ``minilm``, a folder, a Hugging Face id, or a folder with an adapter (peft's or ours) or a difference.
 
         Missing or unexpected weights are an error; ``new_head=True`` allows a fresh output layer on an encoder (trained from scratch).
         """
@@ -62,6 +63,8 @@ class Model(Network):
         folder = _folder(ref)
         if folder is not None and ((folder / "adapter_config.json").exists() or (folder / CONFIG).exists()):
             return cls._load_adapter(ref, folder, dtype, device)
+        if folder is not None and (folder / FACTS).exists():
+            return load_difference(folder).to(device or default_device())
         where = str(folder or ref)
         if Path(ref).expanduser().is_file():
             raise AcclimateError(f"{ref} is a file, but a model is a folder: give the one that save_pretrained wrote")

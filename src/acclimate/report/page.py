@@ -8,11 +8,8 @@ from .numbers import count, digits, duration, interval, memory, minus, number, p
 from .summary import Estimate, Summary, models_of, summarise
 from .templates import environment
 
-OF_TEXT = (
-    "bits_per_byte",
-    "perplexity",
-    "mean_average_precision",
-)  # no item is right or wrong: a negative flip is a text that the model now predicts worse
+# Where no item is right or wrong, a negative flip is a text that the model now predicts worse, or a query that it answers worse.
+OF_TEXT = ("bits_per_byte", "perplexity", "mean_average_precision")
 MAX_SAMPLES, MAX_SPANS, MAX_TEXT, MAX_RECIPE = 24, 50, 1500, 100_000  # what the page shows; report.json has everything
 
 

@@ -15,6 +15,7 @@ the residual is added, the authors' behind it. Defaults are the paper's for RoBE
 16.0
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import numpy as np
@@ -60,7 +61,9 @@ class MixdaStages(Strategy):
     task_rows: Annotated[int, Setting("texts per step of stage 2", 1)] = 16
     pooling: Annotated[str, Setting("what the head reads: the first token or the mean", choices=("cls", "mean"))] = "cls"
 
-    def run(self, tools: Any, start: Any = None, domains: Any = None, general: Any = None, task: Any = None, **_: Any) -> dict[str, Model]:
+    def run(
+        self, tools: Any, start: Any = None, domains: Mapping[str, Domain] | None = None, general: Any = None, task: Any = None, **_: Any
+    ) -> dict[str, Model]:
         """start: a saved masked model. domains: text or facts by name. general: what shall not drift. task: labelled, with all splits."""
         if start is None or start.kind != "masked" or not isinstance(domains, dict):
             raise AcclimateError("mixda_stages needs a masked model and domains by name: give from: ..., on: {domains: [law, news]}")
