@@ -407,3 +407,32 @@ def test_a_tuned_model_as_an_adapter_that_peft_loads(family, tmp_path):
     assert few["energy_kept"] < 0.9
     with pytest.raises(AcclimateError, match="say how much"):
         acclimate.extract(str(family / "m1"), str(family / "base"), tmp_path / "none")
+
+
+@pytest.mark.parametrize("family", ["gpt2", "qwen2"])
+def test_an_extracted_adapter_carries_biases(family, tokenizer, tmp_path):
+    """Layers whose weight and bias both changed: factors for the one, the other as it is; plain peft gives the tuned model's answers."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+    if family == "gpt2":
+        base = network("gpt2", tokenizer)
+    else:
+        small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+        base = Qwen2ForCausalLM(Qwen2Config(vocab_size=len(tokenizer) + 8, tie_word_embeddings=True, **small)).eval()
+    model_of(base, tokenizer).save(tmp_path / "base")
+    tuned = model_of(varied(base, 1, 0.02), tokenizer)
+    tuned.net.get_input_embeddings().weight.data.copy_(base.get_input_embeddings().weight)  # peft loses track of GPT-2's tied tables
+    tuned.save(tmp_path / "tuned")
+    acclimate.extract(str(tmp_path / "tuned"), str(tmp_path / "base"), tmp_path / "adapter", energy=1.0)
+    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), tmp_path / "adapter").eval()
+    ids = torch.arange(9)[None]
+    with torch.no_grad():
+        expected = tuned.net(ids).logits
+        assert torch.allclose(theirs(ids).logits, expected, atol=1e-4)
+        ours = Model.load(str(tmp_path / "adapter"))
+        assert torch.allclose(ours.net(ids).logits, expected, atol=1e-4)
+        assert torch.allclose(ours.copy().net(ids).logits, expected, atol=1e-4)
+    acclimate.merge("linear", [str(tmp_path / "adapter")], out=tmp_path / "whole", dtype="float32")
+    with torch.no_grad():
+        assert torch.allclose(Model.load(str(tmp_path / "whole")).net(ids).logits, expected, atol=1e-4)

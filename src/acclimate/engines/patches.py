@@ -233,6 +233,11 @@ class Patch:
         """The adapter on ``base``, whose weights are shared and not copied; base + scale x change. :meth:`Model.save` saves it."""
         return stack(base, {"default": (self, scale)}, name=name or f"{base.name}+patch")
 
+    def _beside(self, name: str) -> bool:
+        """Whether a dense change is of the bias of a layer that has factors."""
+        path, _, part = name.rpartition(".")
+        return part == "bias" and path in self.low
+
     def peft(self, net: Any, scale: float = 1.0) -> Any:
         """Peft's LoraConfig: one rank where all layers have the same, else a pattern by layer."""
         from ..parts.peft_targets import lora_config
@@ -245,8 +250,10 @@ class Patch:
             pattern["rank_pattern"] = ranks
         if len(set(alphas.values())) > 1:
             pattern["alpha_pattern"] = alphas
-        if self.dense:
-            pattern["modules_to_save"] = sorted({name.rpartition(".")[0] for name in self.dense})
+        if any(map(self._beside, self.dense)):
+            pattern["bias"] = "all"  # peft then stores biases where they are, which "lora_only" does not
+        if whole := sorted({name.rpartition(".")[0] for name in self.dense if not self._beside(name)}):
+            pattern["modules_to_save"] = whole
             pattern["ensure_weight_tying"] = _tied(net) and any(
                 part.weight is net.get_input_embeddings().weight for part in _saved(net, pattern)
             )
@@ -394,5 +401,9 @@ def _write(net: Any, key: str, patch: Patch, scale: float) -> None:
         for name, change in patch.dense.items():
             path, _, part = name.rpartition(".")
             held = net.get_submodule(PREFIX + path)
+            if patch._beside(name):  # a bias of its own: that of the base stays what it is
+                layer = held.get_base_layer()
+                layer.bias = nn.Parameter(layer.bias + (scale * change).to(layer.bias.dtype), requires_grad=False)
+                continue
             weight = held.modules_to_save[key].get_parameter(part)
             weight.copy_(held.original_module.get_parameter(part).float() + scale * change)

@@ -34,7 +34,7 @@ CRITERION = """
 METRIC = (
     "points of the test set, higher is better (macro-F1 for sci_cite, else accuracy); fold: largest difference; overlap: share of energy"
 )
-SEEDS = (0, 1, 2)
+SEEDS = (1, 2, 3)  # seed 0 was seen while the criterion was written
 TASKS = {  # dataset, score, steps, longest text in tokens
     "banking77": ("banking77", "accuracy", 150, 32),
     "sci_cite": ("scibert/sci_cite", "macro_f1", 50, 48),
