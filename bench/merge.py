@@ -10,7 +10,6 @@ outputs are apart. DARE and DELLA draw at random, so their outputs are compared 
 import argparse
 import json
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -118,22 +117,34 @@ def theirs(folder: Path, method: str, out: Path) -> list[str]:
     return [tool, str(folder / f"{method}.yaml"), str(out), "--no-copy-tokenizer", "--no-write-model-card"]
 
 
+LAUNCH = """
+import json, os, resource, subprocess, sys, time
+limit, *command = sys.argv[1:]
+held = (lambda: resource.setrlimit(resource.RLIMIT_DATA, (int(limit), int(limit)))) if int(limit) else None
+start = time.perf_counter()
+child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=held)
+said = child.stdout.read()
+_, status, used = os.wait4(child.pid, 0)
+if status:
+    sys.exit(said.decode()[-2000:])
+wall = time.perf_counter() - start
+print(json.dumps({"wall": wall, "cpu": used.ru_utime + used.ru_stime, "peak_memory_bytes": used.ru_maxrss * 1024}))
+"""
+
+
 def timed(command: list[str], out: Path, limit: int = 0) -> dict[str, float]:
-    """Wall and processor seconds and peak memory of a command as a process of its own."""
+    """Wall and processor seconds and peak memory of a command as a process of its own.
+
+    A small process starts it: a child's peak counts what its parent held when it was forked.
+    """
     shutil.rmtree(out, ignore_errors=True)
-
-    def held() -> None:
-        if limit:
-            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    start = time.perf_counter()
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, preexec_fn=held)
-    said = child.stdout.read() if child.stdout else b""
-    _, status, used = os.wait4(child.pid, 0)
-    if status:
-        raise SystemExit(f"{' '.join(command)} failed:\n{said.decode()[-2000:]}")
-    return {"wall": time.perf_counter() - start, "cpu": used.ru_utime + used.ru_stime, "peak_memory_bytes": used.ru_maxrss * 1024}
+    done = subprocess.run(
+        [sys.executable, "-c", LAUNCH, str(limit), *command], env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout)
 
 
 def apart(a: Path, b: Path, base: Path, random: bool) -> dict[str, float]:
