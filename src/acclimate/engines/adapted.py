@@ -6,7 +6,6 @@ peft's ``merge_and_unload``. Where only one of two tied weights was adapted, the
 merge adds the change to both.
 """
 
-import re
 import threading
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from ..errors import AcclimateError
 from ..files import cache_dir, digest, file_digest, read_json, write_json
+from ..parts.peft_targets import lora_scale
 from .checkpoint import EMBEDDINGS, HEADS, Buffer, Checkpoint, Slot, place, read_header
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -179,7 +179,7 @@ def open_model(ref: str) -> Checkpoint:
     if not (folder / CONFIG).is_file():
         return Checkpoint.open(ref)
     settings = read_json(folder / CONFIG)
-    _readable(ref, settings)
+    readable(ref, settings)
     manifest = read_json(folder / "acclimate.json") if (folder / "acclimate.json").exists() else {}
     base_ref = manifest.get("base") or settings.get("base_model_name_or_path") or ""
     if not base_ref:
@@ -195,7 +195,7 @@ def open_model(ref: str) -> Checkpoint:
     return opened
 
 
-def _readable(ref: str, settings: dict[str, Any]) -> None:
+def readable(ref: str, settings: dict[str, Any]) -> None:
     """Refuses what is no change of weights that can be read off the files."""
     kind = next((what for key, what in REFUSED.items() if settings.get(key)), None)
     start = str(settings.get("init_lora_weights", "")).lower()
@@ -251,9 +251,7 @@ def _low(opened: Adapted, module: str, small: dict[str, Tensor]) -> None:
         raise AcclimateError(f"{ref} lacks {module}{form.format('B')}; save the adapter again")
     if left.ndim != 2 or right.ndim != 2:
         raise AcclimateError(f"{ref} changes {module}, a convolution; fold it first (Model.load, copy, save) and merge that")
-    rank = _pattern(settings.get("rank_pattern"), module, settings["r"])
-    alpha = _pattern(settings.get("alpha_pattern"), module, settings["lora_alpha"])
-    scale = alpha / (rank**0.5 if settings.get("use_rslora") else rank)
+    _, scale = lora_scale(settings, module)
     name = _name(opened.base, f"{module}.weight")
     if name is None:
         raise AcclimateError(f"{ref} changes {module}.weight, which {opened.base.ref} does not have; it was trained on another model")
@@ -345,10 +343,6 @@ def _is_base(opened: Adapted, slot: Slot, name: str) -> bool:
         if not torch.equal(here, there):
             return False
     return True
-
-
-def _pattern(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:
-    return next((value for key, value in (patterns or {}).items() if re.fullmatch(rf"(.*\.)?({key})", module)), default)
 
 
 def _same_base(ref: str, name: str, base: Checkpoint, fingerprint: str) -> None:

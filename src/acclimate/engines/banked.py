@@ -19,7 +19,8 @@ from ..method import load
 from ..model import Injected, Model, quiet
 from ..model.injected import CONFIG, WEIGHTS
 from ..model.roles import find
-from .adapted import PREFIX, _pattern, _readable
+from ..parts.peft_targets import lora_scale
+from .adapted import PREFIX, readable
 
 FILES = {"peft": ("adapter_config.json", "adapter_model.safetensors"), "acclimate": (CONFIG, WEIGHTS)}
 HELD = {"lora_embedding": "LoRA of embeddings", "lora_magnitude_vector": "DoRA", "lora_B.bias": "LoRA with biases"}
@@ -65,7 +66,7 @@ def check(folder: Path, kind: str, layers: Mapping[str, Any], known: bool) -> No
 def factors(folder: Path) -> Factors:
     """The factors of a LoRA adapter by layer, in fp32."""
     settings = read_json(folder / FILES["peft"][0])
-    _readable(str(folder), settings)
+    readable(str(folder), settings)
     for key, none in (("bias", "none"), ("modules_to_save", None), ("lora_bias", False), ("use_dora", False)):
         if settings.get(key) not in (none, None):
             raise AcclimateError(
@@ -84,13 +85,12 @@ def factors(folder: Path) -> Factors:
     for path, pair in found.items():
         if len(pair) < 2:
             raise AcclimateError(f"{folder} lacks {path}.lora_{'B' if 'A' in pair else 'A'}.weight; save the adapter again")
-        rank = _pattern(settings.get("rank_pattern"), path, settings["r"])
+        rank, scale = lora_scale(settings, path)
         if not len(pair["A"]) == pair["B"].shape[1] == rank:
             raise AcclimateError(
                 f"{folder}: the factors of {path} have ranks {len(pair['A'])} and {pair['B'].shape[1]}, but the configuration says {rank}"
             )
-        alpha = _pattern(settings.get("alpha_pattern"), path, settings["lora_alpha"])
-        made[path] = pair["A"], pair["B"], float(alpha) / (rank**0.5 if settings.get("use_rslora") else rank)
+        made[path] = pair["A"], pair["B"], scale
     if not made:
         raise AcclimateError(f"{folder} holds no LoRA factors: the adapter is empty; save it again")
     if not any(scale and bool(a.any()) and bool(b.any()) for a, b, scale in made.values()):

@@ -40,7 +40,7 @@ class ByteLevelBPE:
 
     def __init__(self, rules: str, exact: Callable[[list[str]], Flat], prove: bool = True):
         spec = json.loads(rules)
-        split = _split_pattern(spec["pre_tokenizer"])
+        split = split_pattern(spec["pre_tokenizer"])
         self.composed = _composed(spec["normalizer"])
         self.exact = exact
         ranks, pairs, ids = _ranks(spec)
@@ -100,7 +100,7 @@ class ByteLevelBPE:
         return np.concatenate(parts), np.array([len(part) for part in parts], np.int64)
 
 
-def _split_pattern(step: dict | None) -> str:
+def split_pattern(step: dict | None) -> str:
     """The regular expression whose matches are the words that merges never leave."""
     steps = [] if step is None else step["pretokenizers"] if step["type"] == "Sequence" else [step]
     if not steps or steps[-1]["type"] != "ByteLevel":
@@ -125,7 +125,7 @@ def _composed(step: dict | None) -> bool:
     return bool(kinds)
 
 
-def _alphabet() -> dict[str, int]:
+def byte_alphabet() -> dict[str, int]:
     """The printable character that stands for each byte in a byte-level vocabulary (Radford et al. 2019), character -> byte."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     rest = [byte for byte in range(256) if byte not in plain]
@@ -139,7 +139,7 @@ def _ranks(spec: dict) -> tuple[dict[bytes, int], list[set[tuple[bytes, bytes]]]
         raise ConversionError(f"it is {model['type']}, not BPE")
     if model.get("dropout") or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
         raise ConversionError("its BPE has dropout, a prefix or a suffix")
-    alphabet, vocabulary = _alphabet(), model["vocab"]
+    alphabet, vocabulary = byte_alphabet(), model["vocab"]
 
     def spell(token: str) -> bytes:
         try:

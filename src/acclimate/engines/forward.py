@@ -33,7 +33,7 @@ def logits(net: Any, batch: dict[str, Tensor], kind: str) -> Tensor:
     if "position_ids" in batch:
         positions = batch["position_ids"]
         if "flash" not in str(net.config._attn_implementation):  # flash attention reads the document borders off the positions
-            extra["attention_mask"] = _as_wanted(net, block_mask(positions, kind == "causal"))
+            extra["attention_mask"] = as_wanted(net, block_mask(positions, kind == "causal"))
         shift = net.config.pad_token_id + 1 if net.config.model_type in OFFSET_POSITIONS else 0
         extra["position_ids"] = positions + shift
     else:
@@ -41,7 +41,8 @@ def logits(net: Any, batch: dict[str, Tensor], kind: str) -> Tensor:
     return net(input_ids=ids, **extra).logits[:, -ids.shape[1] :]  # a soft prompt stands before the text: its scores are not asked for
 
 
-def _as_wanted(net: Any, mask: Tensor) -> Tensor:
+def as_wanted(net: Any, mask: Tensor) -> Tensor:
+    """A mask of what may be read as the network's attention takes it: true and false, or zero and the least number."""
     if net.config._attn_implementation == "sdpa":
         return mask
     return torch.zeros_like(mask, dtype=net.dtype).masked_fill_(~mask, torch.finfo(net.dtype).min)  # eager attention adds the mask

@@ -18,9 +18,9 @@ from torch import Tensor
 from ..errors import AcclimateError
 from ..model import Model, tokenizer_fingerprint
 from ..model.difference import untie
-from .bpe import ConversionError, _alphabet, _split_pattern
+from .bpe import ConversionError, byte_alphabet, split_pattern
 
-BYTES = _alphabet()  # character -> byte
+BYTES = byte_alphabet()  # character -> byte
 CHUNK = 1_000_000  # characters that are tokenised at a time: with offsets a token takes some 100 bytes
 NEXT = {"a": r"\p{L}\p{M}", "A": r"\p{L}\p{M}", "1": r"\p{N}", "!": r"[^\s\p{L}\p{N}]", "'s": "'", "\n": r"\r\n", " ": r"[^\S\r\n]"}
 
@@ -34,7 +34,7 @@ def rules(tokenizer: Any) -> dict[str, Any]:
     try:
         if spec["model"]["type"] != "BPE":
             raise ConversionError(f"it is {spec['model']['type']}")
-        _split_pattern(spec["pre_tokenizer"])
+        split_pattern(spec["pre_tokenizer"])
     except ConversionError as reason:
         raise AcclimateError(f"new tokens need a byte-level BPE tokenizer, and this one cannot be rewritten: {reason}") from reason
     spec["model"]["merges"] = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in spec["model"]["merges"]]
@@ -99,7 +99,7 @@ def _isolating(tokenizer: Any, step: dict[str, Any], phrases: list[str]) -> dict
     last_words = {text: text[split.pre_tokenize_str(text)[-1][1][0] :] for text in phrases}
     borders = {word: _border(split, word) for word in set(last_words.values())}
     ends = {text: borders[word] for text, word in last_words.items()}
-    pattern = f"(?:{_trie(sorted(phrases), ends)})|{_split_pattern(step)}"
+    pattern = f"(?:{_trie(sorted(phrases), ends)})|{split_pattern(step)}"
     last = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     return {
         "type": "Sequence",

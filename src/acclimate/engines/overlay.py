@@ -18,7 +18,7 @@ from ..model import Model
 from ..model.knowledge import Mapped, Spelled
 from ..model.overlay import Overlay
 from ..model.tags import Encoded, Tags, isolated
-from .forward import _as_wanted
+from .forward import as_wanted
 from .staged import Term, evaluating
 
 
@@ -67,7 +67,7 @@ def read(overlay: Overlay, rows: Sequence[Encoded], *, isolate: bool = False) ->
         length = ids.shape[1]
         both = torch.stack([isolated(length, row.spans) for row in rows]).to(device) & mask[:, None, :].bool()
         own = torch.eye(length, dtype=torch.bool, device=device)  # padding reads itself, so that no row is empty
-        given = _as_wanted(overlay.net, (both | own)[:, None])
+        given = as_wanted(overlay.net, (both | own)[:, None])
     positions = torch.arange(ids.shape[1], device=device).expand_as(ids)
     body = overlay.net.base_model
     return body(inputs_embeds=overlay.embed(ids), attention_mask=given, position_ids=positions, use_cache=False).last_hidden_state

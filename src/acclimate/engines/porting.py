@@ -14,6 +14,7 @@ from ..errors import AcclimateError
 from ..files import atomic_dir, read_json, write_json
 from ..model import Model, quiet, tokenizer_fingerprint
 from ..parts.low_rank import add, singular_values, sizes
+from ..parts.peft_targets import lora_scale
 from .patches import Low, Patch, differences
 
 RECORD = "patch.json"
@@ -79,8 +80,7 @@ class Portable:
                 if not kind:
                     continue
                 b, flipped = stored[key.replace("lora_embedding_A", "lora_embedding_B")], True
-            rank = (config.get("rank_pattern") or {}).get(path, config["r"])
-            scale = (config.get("alpha_pattern") or {}).get(path, config["lora_alpha"]) / (rank**0.5 if config.get("use_rslora") else rank)
+            _, scale = lora_scale(config, path)
             low[path] = Low(a.T.clone(), b.T.clone(), scale) if flipped else Low(b, a, scale)
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(str(folder))

@@ -54,7 +54,7 @@ class Model(Network):
         dtype: torch.dtype = torch.float32,
         device: str | None = None,
     ) -> "Model":
-        """Load ``seedling``, ``seedling-xs``, ``minilm``, a folder, a Hugging Face id, or a folder with an adapter (peft's or ours) or a difference.
+        """Load ``seedling``, ``seedling-xs``, ``minilm``, a folder, a Hugging Face id, a folder with an adapter or a difference.
 
         Missing or unexpected weights are an error; ``new_head=True`` allows a fresh output layer on an encoder (trained from scratch).
         """

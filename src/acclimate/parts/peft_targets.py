@@ -1,5 +1,6 @@
 """What a peft configuration must know about a transformers model: its task and its layers by role."""
 
+import re
 from typing import Any
 
 from torch import nn
@@ -17,6 +18,19 @@ def task_type(model: Any) -> str | None:
     if model.config.is_encoder_decoder:
         return "SEQ_2_SEQ_LM"
     return "CAUSAL_LM" if model.can_generate() else None
+
+
+def lora_scale(settings: dict[str, Any], path: str) -> tuple[int, float]:
+    """Rank and scale of one layer's factors by a stored configuration, whose patterns match the end of a layer's path, as peft's do.
+
+    >>> lora_scale({"r": 8, "lora_alpha": 16, "rank_pattern": {"mlp.up": 4, "q": 2}, "use_rslora": True}, "layers.0.mlp.up")
+    (4, 8.0)
+    """
+    rank, alpha = (
+        next((value for key, value in (settings.get(pattern) or {}).items() if re.fullmatch(rf"(.*\.)?({key})", path)), settings[default])
+        for pattern, default in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha"))
+    )
+    return rank, float(alpha) / (rank**0.5 if settings.get("use_rslora") else rank)
 
 
 def lora_config(model: Any, *, r: int, alpha: Any, dropout: float, target: str | list[str], **variant: Any) -> Any:
