@@ -1,0 +1,97 @@
+"""Learning one task after another: the price of moving away from earlier ones, who may use which weight, what was carried over or lost.
+
+Kirkpatrick et al. 2017, equation 3 (EWC), https://arxiv.org/abs/1612.00796; Schwarz et al. 2018, section 4 (one sum that fades, online
+EWC), https://arxiv.org/abs/1805.06370; Mallya & Lazebnik 2018 (PackNet), https://arxiv.org/abs/1711.05769; Lopez-Paz & Ranzato 2017,
+section 2 (success matrix, backward transfer), https://arxiv.org/abs/1706.08840; forward transfer as in Liu et al. 2023,
+https://arxiv.org/abs/2310.05905"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from ..errors import AcclimateError
+
+Weights = Mapping[str, Tensor]
+
+
+def ewc_penalty(weights: Weights, anchors: Weights, importance: Weights, strength: float) -> Tensor:
+    """strength / 2 x sum of importance x (weight - anchor)^2 over the weights that have an importance: scalar.
+
+    >>> one = torch.tensor([1.0, 2.0])
+    >>> ewc_penalty({"w": one}, {"w": torch.zeros(2)}, {"w": torch.tensor([3.0, 0.5])}, 10.0).item()  # 5 x (3 x 1 + 0.5 x 4)
+    25.0
+    """
+    if missing := [name for name in importance if name not in weights or name not in anchors]:
+        raise AcclimateError(f"{missing[0]} has an importance, but no weight or no anchor; give all three the same names")
+    if not importance:
+        return torch.zeros(())
+    pulls = [(value * (weights[name] - anchors[name]).square()).sum() for name, value in importance.items()]
+    return 0.5 * strength * torch.stack(pulls).sum()
+
+
+def faded(before: Weights, new: Weights, decay: float) -> dict[str, Tensor]:
+    """Importance over all tasks so far: decay x what it was + that of the newest task.
+
+    >>> faded({"w": torch.tensor([2.0])}, {"w": torch.tensor([1.0])}, 0.5)
+    {'w': tensor([2.])}
+    """
+    return {name: value + decay * before[name] if name in before else value.clone() for name, value in new.items()}
+
+
+def claimed(change: Tensor, free: Tensor, share: float) -> Tensor:
+    """Which entries a task keeps for itself: of those that are free, the ones that changed most, ``share`` of the whole tensor (bool).
+
+    >>> claimed(torch.tensor([0.1, -3.0, 2.0, 0.0]), torch.tensor([True, False, True, True]), 0.5).tolist()
+    [True, False, True, False]
+    """
+    count = min(int(free.sum()), round(share * change.numel()))
+    kept = torch.zeros(change.numel(), dtype=torch.bool, device=change.device)
+    size = change.abs().masked_fill(~free, -1.0).flatten()
+    kept[size.topk(count).indices] = True
+    return kept.view(change.shape)
+
+
+def forward_transfer(matrix: ArrayLike) -> float:
+    """Mean success on each task right after it was learned. matrix [task learned last, task measured]; nan where nothing was measured.
+
+    >>> forward_transfer([[0.8, np.nan], [0.2, 0.6]])
+    0.7
+    """
+    return float(np.mean(np.diag(_measured(matrix, diagonal=True))))
+
+
+def backward_transfer(matrix: ArrayLike) -> float:
+    """Mean change of success on earlier tasks from when they were learned to the end; below 0 where they were forgotten.
+
+    >>> round(backward_transfer([[0.8, np.nan], [0.2, 0.6]]), 4)
+    -0.6
+    """
+    held = _measured(matrix, diagonal=True, last=True)
+    if len(held) < 2:
+        raise AcclimateError("backward transfer needs at least two tasks")
+    return float(np.mean(held[-1, :-1] - np.diag(held)[:-1]))
+
+
+def final_success(matrix: ArrayLike) -> float:
+    """Mean success on all tasks at the end.
+
+    >>> final_success([[0.8, np.nan], [0.2, 0.6]])
+    0.4
+    """
+    return float(np.mean(_measured(matrix, last=True)[-1]))
+
+
+def _measured(matrix: ArrayLike, *, diagonal: bool = False, last: bool = False) -> np.ndarray:
+    """The matrix, whose entries that are asked for are there."""
+    held = np.asarray(matrix, dtype=float)
+    if held.ndim != 2 or held.shape[0] != held.shape[1] or not len(held):
+        raise AcclimateError(f"the matrix has the shape {list(held.shape)}, but must be [task, task]: a row for each task learned")
+    for task in range(len(held)):
+        if diagonal and np.isnan(held[task, task]):
+            raise AcclimateError(f"task {task + 1} was not measured right after it was learned")
+        if last and np.isnan(held[-1, task]):
+            raise AcclimateError(f"task {task + 1} was not measured at the end")
+    return held
