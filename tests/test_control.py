@@ -12,12 +12,11 @@ from acclimate import datasets
 from acclimate.datasets import goal_grids
 from acclimate.domain.demonstrations import Demonstrations, Trajectory
 from acclimate.engines.control import Cloning, clone, likelihood, prepare, rollouts, success_rate
-from acclimate.engines.lifelong import WAYS, fisher, in_turn
+from acclimate.engines.control_stream import ControlTask, Copies, Packed, Sequential, TaskAdapters, importances, stream
 from acclimate.errors import AcclimateError
 from acclimate.method import load
 from acclimate.model import fingerprint
 from acclimate.models.control import Policy, mixture_log_prob
-from acclimate.models.skills import Skills
 from acclimate.parts.continual import backward_transfer
 
 WORDS = ["go", "to", "the", "red", "blue", "box", "run", "left", "right"]
@@ -81,73 +80,87 @@ def test_cloning_raises_the_likelihood_of_what_is_held_out(policy):
         clone(policy, vectors(), vectors(), Cloning(epochs=1), 0)
 
 
-@pytest.mark.parametrize("kind", ["lora", "bottleneck", "prefix"])
+def tail(**settings):
+    given = {"demos": 3, "held": 1, "epochs": 8, "lr": 1e-2, "batch": 2, "window": 0, "size": 2, **settings}
+    return load("adapters.tail", **given)
+
+
+@pytest.mark.parametrize("kind", ["lora", "bottleneck", "prefix", "none"])
 def test_each_task_keeps_what_it_learned(policy, kind, tmp_path):
-    method = load("adapters.tail", adapter=kind, demos=0, held=1, epochs=8, lr=1e-2, batch=2, reduction=4)
     tasks = {"left": vectors("run left"), "right": vectors("run right", seed=1)}
     before, told = fingerprint(policy), {}
     plain = likelihood(policy, tasks["left"])
-    skills = Skills(policy)
-    method.learn(skills, "left", tasks["left"], 0)
-    with skills.using("left") as net:
+    tools = SimpleNamespace(seed=0, note=told.__setitem__)
+    one = tail(kind=kind).run(tools, start=policy, tasks={"left": tasks["left"]})["adapted"]
+    with one.using("left") as net:
         first = likelihood(net, tasks["left"])
-    made = method.run(SimpleNamespace(seed=0, note=told.__setitem__), start=policy, tasks=tasks)["skills"]
+    made = tail(kind=kind).run(tools, start=one, tasks={"right": tasks["right"]})["adapted"]
     assert fingerprint(policy) == before
+    assert one.tasks == ["left"]
+    assert made.tasks == ["left", "right"]
     with made.using("left") as net:
         assert likelihood(net, tasks["left"]) == first > plain
-    assert likelihood(made.net, tasks["left"]) == plain  # outside of a task the policy is as it came
-    where = {name.split(".")[0].split("/")[0] for name in made.net.adapters["left"]}
-    assert where == {"text", "spatial", "temporal"}
-    assert told["tasks"]["left"]["weights"] == made.weights("left")
-    assert made.nearest("run right") == "right"
-    again = Skills.load(made.save(tmp_path / "skills"))
+    assert likelihood(made.policy, tasks["left"]) == plain  # outside of a task the policy is as it came
+    if kind != "none":
+        assert {name.split("/")[0] for name in made.policy.adapters["left"]} == {"text", "spatial", "temporal"}
+    assert told["table"]["right"]["weights"] == made.trained("right")
+    assert made.stored == made.trained("left") + made.trained("right")
+    assert made.select("run right") == "right"
+    made.save_pretrained(tmp_path / "tasks")
+    again = TaskAdapters.from_pretrained(policy, tmp_path / "tasks")
     for task, demos in tasks.items():
         with made.using(task) as mine, again.using(task) as theirs:
             assert likelihood(mine, demos) == likelihood(theirs, demos)
-    with pytest.raises(AcclimateError, match="no task is named 'lift'"), made.using("lift"):
+    other = Policy(WORDS, state=2, action_width=2, **SMALL)
+    with pytest.raises(AcclimateError, match="belongs to a policy with weights"):
+        TaskAdapters.from_pretrained(other, tmp_path / "tasks")
+    with pytest.raises(AcclimateError, match="lift"), made.using("lift"):
         pass
 
 
 def test_a_task_may_begin_where_the_last_one_ended(policy):
-    method = load("adapters.tail", demos=0, held=1, epochs=6, lr=1e-2, begin="previous")
-    skills = Skills(policy)
-    method.learn(skills, "left", vectors(), 0)
-    load("adapters.tail", demos=0, held=1, epochs=1, lr=0.0, begin="previous").learn(skills, "again", vectors(seed=3), 0)
-    with skills.using("left") as one:
-        first = likelihood(one, vectors(seed=5))
-    with skills.using("again") as other:
-        assert likelihood(other, vectors(seed=5)) == first
+    tools = SimpleNamespace(seed=0, note=lambda *_: None)
+    one = tail().run(tools, start=policy, tasks={"left": vectors()})["adapted"]
+    both = tail(epochs=1, lr=0.0, start="previous").run(tools, start=one, tasks={"again": vectors(seed=3)})["adapted"]
+    with both.using("left") as first:
+        expected = likelihood(first, vectors(seed=5))
+    with both.using("again") as second:
+        assert likelihood(second, vectors(seed=5)) == expected
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_ways_to_learn_in_turn(policy, way):
-    names = ("left", "right")
-    tasks = {name: (vectors(f"run {name}", seed=i), vectors(f"run {name}", 1, seed=9 + i)) for i, name in enumerate(names)}
+PLAN = Cloning(epochs=10, lr=1e-2, batch=2)
+ARMS = {
+    "full": lambda policy: Sequential(policy, PLAN),
+    "replay": lambda policy: Sequential(policy, PLAN, replay=2),
+    "ewc": lambda policy: Sequential(policy, PLAN, ewc=100.0),
+    "packnet": lambda policy: Packed(policy, PLAN, 0.5),
+    "copies": lambda policy: Copies(policy, PLAN),
+}
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_what_tasks_in_turn_do_to_each_other(policy, name):
+    tasks = [
+        ControlTask(way, vectors(f"run {way}", seed=i), vectors(f"run {way}", 1, seed=9 + i)) for i, way in enumerate(("left", "right"))
+    ]
+    shown = {task.name: task.demos for task in tasks}
     before = fingerprint(policy)
-    matrix = np.full((2, 2), np.nan)
-    for row, (name, at) in enumerate(in_turn(policy, tasks, way, Cloning(epochs=10, lr=1e-2, batch=2), 0)):
-        assert name == names[row]
-        for column in range(row + 1):
-            matrix[row, column] = likelihood(at(names[column]), tasks[names[column]][0])
+    matrix, fitted = stream(ARMS[name](policy), tasks, 0, lambda net, task: likelihood(net, shown[task]))
     assert fingerprint(policy) == before
-    assert matrix[0, 0] > likelihood(policy, tasks["left"][0])
-    if way in ("packnet", "copies"):
-        assert backward_transfer(matrix) == 0
-    else:
-        assert backward_transfer(matrix) != 0
-    with pytest.raises(AcclimateError, match="no way to learn in turn is named 'pack'; nearest: packnet"):
-        next(in_turn(policy, tasks, "pack", Cloning(), 0))
+    assert matrix[0, 0] > likelihood(policy, shown["left"])
+    assert np.isnan(matrix[0, 1])
+    assert len(fitted) == 2
+    assert (backward_transfer(matrix) == 0) == (name in ("packnet", "copies"))
 
 
-def test_fisher_is_the_mean_square_of_gradients(policy):
-    demos = vectors(count=2, steps=3)
-    found = fisher(policy, demos)
-    squares = []
-    for each in range(2):
+def test_importances_are_the_mean_square_of_gradients(policy):
+    demos = vectors(count=1, steps=2)
+    found = importances(policy, demos)
+    ready, squares = prepare(policy, demos), []
+    for step in range(2):
         policy.zero_grad()
-        ready = prepare(policy, demos.select([each]))
-        scores = policy(None, ready.state[None], ready.goals)
-        policy.log_prob(scores, ready.actions[None]).mean().backward()
+        scores = policy(None, ready.state[None, : step + 1], ready.goals)
+        policy.log_prob(scores, ready.actions[None, : step + 1])[0, -1].backward()
         squares.append(policy.head.weight.grad.clone().square())
     assert torch.allclose(found["head.weight"], (squares[0] + squares[1]) / 2, rtol=1e-3, atol=1e-9)
 
@@ -177,7 +190,7 @@ def test_what_demonstrations_refuse():
     bad = Trajectory("run left", good.actions, None, np.full_like(good.state, np.nan), True)
     with pytest.raises(AcclimateError, match="bad: trajectory 2"):
         Demonstrations("bad", [good, bad])
-    with pytest.raises(AcclimateError, match="tail needs a policy and demonstrations by task"):
+    with pytest.raises(AcclimateError, match="tail needs start, a policy or what an earlier run gave"):
         load("adapters.tail").run(None)
     with pytest.raises(AcclimateError, match="3 trajectories, so 3 cannot be held out"):
         vectors().split(3, 0)

@@ -2,8 +2,8 @@
 
 Made by this module (Apache-2.0, as the package). A goal says what to do with one object of a colour and a shape: go to it, or pick it up,
 perhaps without ever standing on floor of some colour. 12 tasks to pretrain on stand in open grids, with pillars or with scattered walls;
-6 new ones join verbs and objects as none of the 12 does, each in walls of its own. ``load("goal_grids/rooms")`` gives demonstrations,
-``world("rooms")`` the world itself with gymnasium's ``reset`` and ``step``.
+6 new ones join verbs and objects as none of the 12 does, each in walls of its own, where start and goal have their corners.
+``load("goal_grids/rooms")`` gives demonstrations, ``world("rooms")`` the world itself with gymnasium's ``reset`` and ``step``.
 
 Observations: image [12, 15, 15] of zeros and ones (wall, three shapes, four colours of objects, four colours of floor) with the agent in
 its middle, walls all around the grid of 8 x 8; state [3]: row and column from 0 to 1, whether the last step was blocked. Actions: up,
@@ -18,7 +18,7 @@ just as short from it by habit alone. Each goal has two wordings; demonstrations
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,15 +49,16 @@ CARD: dict[str, Any] = {
     "form": "demonstrations",
     "hub": None,
 }
-WALLS = {
-    "open": "", "pillars": "........|.#..#.#.|........|..#...#.|....#...|.#....#.|...#....|........",
-    "rooms": "...#....|...#....|........|##.##.##|...#....|........|...#....|...#....",
-    "gap": "........|........|######.#|........|#.######|........|........|........",
-    "cross": "...#....|...#....|........|##...###|........|...#....|...#....|...#....",
-    "comb": "........|........|.#.#.#.#|.#.#.#.#|.#.#.#.#|.#.#.#.#|.#.#.#.#|.#.#.#.#",
-    "ring": "........|.######.|.#....#.|.#......|.#....#.|.#....#.|.######.|........",
-    "bands": "..#.....|..#..#..|.....#..|..#..#..|..#..#..|..#.....|.....#..|..#..#..",
-}  # fmt: skip
+LAYOUTS = {  # wall, a: where the agent may start, g: where the goal's object may lie; anywhere where none is marked
+    "open": "........|........|........|........|........|........|........|........",
+    "pillars": "........|.#..#.#.|........|..#...#.|....#...|.#....#.|...#....|........",
+    "rooms": "aaa#....|aaa#..gg|.......g|##.##.##|...#....|........|...#....|...#....",
+    "gap": "........|..aaaa..|######.#|........|........|#.######|.gg.....|.g......",
+    "cross": "...#.gg.|...#..g.|...#....|##...###|...#....|aa.#....|aaa#....|...#....",
+    "comb": "........|........|.#.#.#.#|.#.#.#.#|.#.#.#.#|a#.#.#g#|a#a#.#g#|a#a#.#g#",
+    "ring": "a.......|a######.|a#....#.|.#.gg...|.#..g.#.|.#....#.|.######.|aa......",
+    "bands": "aa#.....|aa#..#g.|.....#g.|..#..#g.|..#..#..|..#.....|.....#..|..#..#..",
+}
 
 
 @dataclass(frozen=True)
@@ -157,9 +158,11 @@ class GridWorld:
     def _laid_out(self) -> bool:
         """Draw walls, floor, objects and the agent; whether there is a way that is not too short."""
         self.walls = walls(self.task.layout, self._draw)
-        free = [tuple(place) for place in np.argwhere(~self.walls).tolist()]
-        order = [free[i] for i in self._draw.permutation(len(free))]
-        self.agent, self.target, *rest = order
+        order = [(row, column) for row, column in np.argwhere(~self.walls).tolist()]
+        order = [order[i] for i in self._draw.permutation(len(order))]
+        self.agent = next(place for place in order if place in marked(self.task.layout, "a", order))
+        self.target = next(place for place in order if place != self.agent and place in marked(self.task.layout, "g", order))
+        rest = [place for place in order if place not in (self.agent, self.target)]
         self.objects = {self.target: (COLOURS.index(self.task.colour), SHAPES.index(self.task.shape))}
         self.objects |= dict(zip(rest, self._others(), strict=False))
         self.floor = np.full((SIDE, SIDE), -1)
@@ -236,8 +239,13 @@ def walls(layout: str, draw: np.random.Generator) -> np.ndarray:
         made = np.zeros(SIDE * SIDE, bool)
         made[draw.permutation(SIDE * SIDE)[: int(draw.integers(6, 15))]] = True
         return made.reshape(SIDE, SIDE)
-    rows = WALLS[layout].split("|") if WALLS[layout] else ["." * SIDE] * SIDE
-    return np.array([[mark == "#" for mark in row] for row in rows])
+    return np.array([[mark == "#" for mark in row] for row in LAYOUTS[layout].split("|")])
+
+
+def marked(layout: str, mark: str, others: Collection[tuple[int, int]]) -> Collection[tuple[int, int]]:
+    """The places that a layout marks, ``others`` where it marks none."""
+    rows = LAYOUTS.get(layout, "").split("|")
+    return {(row, column) for row, line in enumerate(rows) for column, found in enumerate(line) if found == mark} or others
 
 
 def distances(target: tuple[int, int], closed: np.ndarray) -> np.ndarray:

@@ -1,11 +1,11 @@
 """MuJoCo demonstrations: expert episodes of three simulated robots that run, as recorded observations and actions.
 
-github.com/berkeleydeeprlcourse/homework_fall2023, hw1/cs285/expert_data, MIT (as the repository states): 2 episodes of 1,000 steps each of
-Ant-v4, HalfCheetah-v4 and Hopper-v4. Each robot loads as ``acclimate.domain.demonstrations.Demonstrations``: state (27, 17 and 11 numbers),
-actions (8, 6 and 3 numbers), a goal in words, no image.
+github.com/berkeleydeeprlcourse/homework_fall2023, hw1/cs285/expert_data, MIT (as the repository states): 2 episodes of 1,000 steps each
+of Ant-v4, HalfCheetah-v4 and Hopper-v4. Each robot loads as ``acclimate.domain.demonstrations.Demonstrations``: state (27, 17 and 11
+numbers), actions (8, 6 and 3 numbers), a goal in words, no image.
 
-What for: imitation of continuous actions, and adapting a policy across robots of different builds (``widened``). The simulator is not part of
-it, so success cannot be measured, only the likelihood of held-out actions.
+What for: imitation of continuous actions, and adapting a policy across robots of different builds (``widened``). The simulator is not
+part of it, so success cannot be measured, only the likelihood of held-out actions.
 
 Traps. Two episodes of a robot are two runs of one movement that repeats itself; cut by time (``cut``) or hold out a whole episode, never
 single steps. States are not scaled and reach 26 in size (Hopper's velocities are clipped at 10); scale by what is learned from. Actions

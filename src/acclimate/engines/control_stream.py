@@ -115,7 +115,7 @@ class Copies(Arm):
 
 
 class Packed(Arm):
-    """Like PackNet: a task tunes what no earlier one claimed, claims ``share`` of each tensor, and tunes these once more from where they are."""
+    """Like PackNet: a task tunes what no earlier one claimed, claims ``share`` of each tensor, and tunes these once more."""
 
     def __init__(self, start: Policy, training: Cloning, share: float):
         if not 0 < share <= 1:
@@ -171,7 +171,8 @@ class TaskAdapters(Arm):
     def __init__(self, start: Policy, adapter: Adapter | None, training: Cloning, *, begin: str = "fresh"):
         self.policy = Injected(copy.deepcopy(start)).eval()
         self.adapter, self.training, self.begin = adapter, training, begin
-        self.plain = nn.ModuleDict({"fusion": self.policy.net.fusion, "head": self.policy.net.head})
+        net: Any = self.policy.net
+        self.plain = nn.ModuleDict({"fusion": net.fusion, "head": net.head})
         self.own = nn.ModuleDict()  # task -> fusion and head
         self.goals: dict[str, Tensor] = {}  # task -> goal as the frozen policy embeds it [goal width]
         self.weights = _count(start)
@@ -191,8 +192,8 @@ class TaskAdapters(Arm):
         try:
             if self.adapter is not None:
                 self.policy.add(name, self.adapter, seed=seed)
-                if before in self.policy.adapters:
-                    self._begin_as(name, str(before))
+                if before is not None and before in self.policy.adapters:
+                    self._begin_as(name, before)
             self._put(name)
             self.policy.requires_grad_(False)
             self.own[name].requires_grad_(True)
@@ -247,7 +248,7 @@ class TaskAdapters(Arm):
         """The parts of one task, or of none, into the policy."""
         parts: Any = self.plain if name is None else self.own[name]
         self.policy.net.fusion, self.policy.net.head = parts["fusion"], parts["head"]
-        self.policy.activate(name if name in self.policy.adapters else None)
+        self.policy.activate(name if name is not None and name in self.policy.adapters else None)
 
     def _begin_as(self, name: str, before: str) -> None:
         specs = self.policy.specs
@@ -262,7 +263,12 @@ class TaskAdapters(Arm):
         """All tasks' parts; of the policy only the hash of its weights."""
         from safetensors.torch import save_file
 
-        about = {"tasks": self.tasks, "base": fingerprint(self.policy.net), "begin": self.begin, "training": self.training.values()}
+        about: dict[str, Any] = {
+            "tasks": self.tasks,
+            "base": fingerprint(self.policy.net),
+            "begin": self.begin,
+            "training": self.training.values(),
+        }
         about["adapter"] = None if self.adapter is None else {"use": self.adapter.name, "with": self.adapter.values()}
         state = {f"own.{name}": value for name, value in self.own.state_dict().items()} | {
             f"goal.{name}": v for name, v in self.goals.items()

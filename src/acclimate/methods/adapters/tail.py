@@ -11,7 +11,7 @@ decoder; the paper's ranks for each are not in its text. Where no task is named 
 
 >>> from acclimate.models.control import Policy
 >>> policy = Policy(["go"], image=(12, 15), state=3, actions=6)
->>> [Tail(kind=kind).size_on(policy) for kind in ("lora", "bottleneck", "prefix")]  # 976,229 weights
+>>> [Tail(kind=kind).size_on(policy) for kind in ("lora", "bottleneck", "prefix")]  # of 974,886 weights
 [4, 3, 7]
 """
 
@@ -37,6 +37,7 @@ class Tail(Strategy):
 
     room = "adapters"
     works_on = "arrays"
+    trains = False
 
     kind: Annotated[str, Setting("what kind of adapter a task gets", choices=(*TARGETS, "none"))] = "lora"
     share: Annotated[float, Setting("weights of an adapter over weights of the policy, as near as can be", 1e-6, 1)] = 0.01
@@ -75,7 +76,7 @@ class Tail(Strategy):
 
     def arm(self, start: Policy | TaskAdapters) -> TaskAdapters:
         """What learns one task after another: on a policy, or on a copy of what has learned some."""
-        policy = start if isinstance(start, Policy) else start.policy.net
+        policy: Any = start if isinstance(start, Policy) else start.policy.net
         adapter = None if self.kind == "none" else self.adapter(policy)
         if isinstance(start, Policy):
             return TaskAdapters(start, adapter, self.training(), begin=self.start)
