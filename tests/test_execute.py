@@ -274,7 +274,7 @@ def test_a_run_may_merge_its_own_steps(recipe, tmp_path):
     data = execute.run({**recipe, "steps": steps}, tmp_path / "run")
     a, b, mean = (Model.load(str(tmp_path / "run" / "steps" / name / "model")).net.state_dict() for name in ("a", "b", "mean"))
     assert all(torch.allclose(mean[key], 0.75 * a[key] + 0.25 * b[key], atol=1e-6) for key in mean)
-    assert {row["model"] for row in data["results"]} >= {"mean", "further", "soup"}
+    assert {row["model"] for row in data["results"]} >= {"mean", "further", "soup.soup"}
     assert "linear of a, b" in data["models"]["mean"]["how"]
     before = figures(data)
     assert figures(execute.run({**recipe, "steps": steps}, tmp_path / "run")) == before  # read from the run directory

@@ -1,6 +1,5 @@
 """The engines, as recipes and strategies use them: every product has a name and is kept in the run directory."""
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -327,11 +326,11 @@ class Tools:
         }
 
     def _last(self) -> list[str]:
-        """What the steps made; of a strategy its stages, or its own name (which stands for the last of them) where there is one."""
+        """What the steps made; of a strategy its stages, and not its own name, which stands for the last of them."""
         steps = {step.name for step in self.recipe.steps}
         made = [name for name in self.models if name in steps or (name.partition(".")[0] in steps and "/" not in name)]
-        stages = Counter(name.partition(".")[0] for name in made if "." in name)
-        return [name for name in made if (stages[name] <= 1 if name in steps else stages[name.partition(".")[0]] > 1)]
+        staged = {name.partition(".")[0] for name in made if "." in name}
+        return [name for name in made if name not in staged]
 
     def _samples(self, names: list[str], domains: dict[str, Domain]) -> list[dict[str, Any]]:
         from .engines.generate import generate

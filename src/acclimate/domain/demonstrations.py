@@ -8,7 +8,7 @@ import numpy as np
 from ..errors import AcclimateError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trajectory:
     """One episode. Observations are an image, a vector, or both; actions are numbers of choices or vectors.
 

@@ -241,7 +241,7 @@ class SpatialEncoder(nn.Module):
         patches = 0 if image is None else (image[1] // patch) ** 2
         self.tokens = patches + bool(state)
         if image is not None:
-            self.cells, self.patches = nn.Conv2d(image[0], stem, 1), nn.Conv2d(stem, width, patch, stride=patch)
+            self.cells, self.patches, self.patch = nn.Linear(image[0], stem), nn.Linear(stem * patch**2, width), patch
             nn.init.normal_(
                 self.cells.weight
             )  # most cells are empty: with the usual small weights nothing of the others is left in a patch
@@ -254,15 +254,18 @@ class SpatialEncoder(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def features(self, image: Tensor | None, state: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """image [frame, channel, side, side] -> [frame, stem, side, side]; state [frame, width] -> [frame, stem]."""
+        """image [frame, channel, side, side] -> [frame, side, side, stem]; state [frame, width] -> [frame, stem]."""
         kind = self.places.dtype
-        return None if image is None else self.cells(image.to(kind)), None if state is None else self.state(state.to(kind))
+        cells = None if image is None else self.cells(image.movedim(1, -1).to(kind))
+        return cells, None if state is None else self.state(state.to(kind))
 
     def forward(self, image: Tensor | None, state: Tensor | None) -> Tensor:
         """Features, joined with the goal, to tokens."""
         parts = []
         if image is not None:
-            parts.append(self.patches(functional.gelu(image)).flatten(2).mT)
+            # [frame, row of patches, row in it, column of patches, column in it, stem]
+            cells = functional.gelu(image).unflatten(2, (-1, self.patch)).unflatten(1, (-1, self.patch))
+            parts.append(self.patches(cells.transpose(2, 3).flatten(3).flatten(1, 2)))
         if state is not None:
             parts.append(self.second(functional.gelu(state))[:, None])
         h = torch.cat(parts, 1) + self.places
@@ -281,8 +284,8 @@ class Fusion(nn.Module):
         nn.init.zeros_(self.beta.bias)
 
     def forward(self, x: Tensor, goal: Tensor) -> Tensor:
-        """x [frame, channel, ...], goal [frame, goal width]."""
-        shape = (*goal.shape[:1], -1, *[1] * (x.ndim - 2))
+        """x [frame, ..., channel], goal [frame, goal width]."""
+        shape = (len(x), *[1] * (x.ndim - 2), x.shape[-1])
         return self.gamma(goal).view(shape) * x + self.beta(goal).view(shape)
 
 
@@ -318,8 +321,8 @@ class MixtureHead(nn.Linear):
         super().__init__(width, mixtures * (1 + 2 * action_width))
 
 
-def _scaled(*layers: nn.Linear | nn.Conv2d) -> None:
+def _scaled(*layers: nn.Linear) -> None:
     """Weights that keep the size of what comes in, no biases: with torch's own a frame fades on its way to the decoder."""
     for layer in layers:
         nn.init.kaiming_normal_(layer.weight)
-        nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(layer.bias)

@@ -62,7 +62,7 @@ RATES = {"LoRA": 3e-3, "bottleneck": 3e-3, "prefix": 3e-3, "frozen": 3e-3, "full
 class Size:
     """How much of everything."""
 
-    shown: int = 300  # demonstrations of each task to pretrain on
+    shown: int = 400  # demonstrations of each task to pretrain on
     epochs: int = 3
     tasks: int = 6
     demos: int = 10

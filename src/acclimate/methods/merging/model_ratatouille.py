@@ -106,8 +106,7 @@ class ModelRatatouille(Strategy):
             if place != "start":
                 warm = self.plan(self.lp_steps, **drawn, check_every=max(1, self.lp_steps))
                 model = tools.fine_tune(f"{name}{number}-head", model, train, held, warm, seed, only="head").model
-            run = tools.fine_tune(f"{name}{number}", model, train, held, self.plan(self.steps, **drawn), seed)  # with a fresh optimizer
-            done.append(run)
+            done.append(run := tools.fine_tune(f"{name}{number}", model, train, held, self.plan(self.steps, **drawn), seed))
             told.append({"start": place, **drawn, "validation": run.accuracy, "curve": run.curve})
         tools.note(f"runs.{name}", told)
         return done
