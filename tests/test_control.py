@@ -1,205 +1,755 @@
-"""Policies: the likelihood against torch's, no look ahead, closed loops, tasks that keep their weights, ways to learn in turn."""
+"""Policies: what they see and when, likelihoods, demonstrations, cloning, closed loops, streams of tasks and their arms, and TAIL."""
 
+import copy
+import json
 import os
-from types import SimpleNamespace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import distributions as d
+from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from acclimate import datasets
-from acclimate.datasets import goal_grids
-from acclimate.domain.demonstrations import Demonstrations, Trajectory
-from acclimate.engines.control import Cloning, clone, likelihood, prepare, rollouts, success_rate
+from acclimate import datasets, experiments
+from acclimate.checks import tiny
+from acclimate.datasets import goal_grids as grids
+from acclimate.domain.demonstrations import Demonstrations, Trajectory, words_of
+from acclimate.engines.control import Cloning, clone, likelihood, log_probs, prepare, rollouts, success_rate
 from acclimate.engines.control_stream import ControlTask, Copies, Packed, Sequential, TaskAdapters, importances, stream
 from acclimate.errors import AcclimateError
 from acclimate.method import load
-from acclimate.model import fingerprint
+from acclimate.model.injected import Injected
 from acclimate.models.control import Policy, mixture_log_prob
-from acclimate.parts.continual import backward_transfer
+from acclimate.parts.continual import backward_transfer, claimed, ewc_penalty, faded, final_success, forward_transfer
 
-WORDS = ["go", "to", "the", "red", "blue", "box", "run", "left", "right"]
-SMALL = {"width": 16, "heads": 2, "text_blocks": 1, "temporal_blocks": 1, "stem": 4, "goal_width": 8, "window": 4}
+CASES = json.loads((Path(__file__).parent / "reference" / "control.json").read_text())
+SMALL = {"width": 8, "text_blocks": 1, "spatial_blocks": 1, "temporal_blocks": 2, "heads": 2, "goal_width": 4, "window": 3, "stem": 4}
+FEW = {"epochs": 2, "patience": 0, "lr": 1e-2}
 
 
-def vectors(goal="run left", count=3, steps=9, seed=0):
-    """A line to walk on: the action is the direction of the goal."""
-    draw = np.random.default_rng(seed)
-    way = -1.0 if goal.endswith("left") else 1.0
+def policy(seed=0, words=("go", "left", "right", "now"), **settings):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Policy(words, **{**SMALL, "state": 2, "actions": 2, **settings}).eval()
+
+
+class Line:
+    """A walk on a line of 7 places: the goal says at which end to arrive; actions are left and right."""
+
+    def __init__(self, goal="go left"):
+        self.goal = goal
+
+    def reset(self, *, seed=None):
+        self.place = int(np.random.default_rng(seed).integers(2, 5))
+        return self.seen(), {"success": False}
+
+    def seen(self):
+        return {"state": np.array([self.place / 3 - 1, 1.0], np.float32)}
+
+    def step(self, action):
+        self.place += 2 * int(action) - 1
+        ended, success = self.place in (0, 6), self.place == (0 if "left" in self.goal else 6)
+        return self.seen(), float(success), ended, False, {"success": ended and success}
+
+
+def walks(goal="go left", count=6, seed=0):
     made = []
-    for _ in range(count):
-        state = draw.normal(size=(steps, 2)).astype(np.float32)
-        made.append(Trajectory(goal, np.stack([way * np.ones(steps), state[:, 0]], 1).astype(np.float32), None, state, True))
+    for i in range(count):
+        world, states, actions, over = Line(goal), [], [], False
+        seen, _ = world.reset(seed=seed + i)
+        while not over:
+            states.append(seen["state"])
+            actions.append(int("right" in goal))
+            seen, _, over, _, _ = world.step(actions[-1])
+        made.append(Trajectory(goal, np.array(actions), state=np.stack(states)))
     return Demonstrations(goal, made)
 
 
-@pytest.fixture
-def policy():
-    torch.manual_seed(0)
-    return Policy(WORDS, state=2, action_width=2, **SMALL).eval()
+def task(goal, name="", **given):
+    return ControlTask(name or goal.replace(" ", "-"), walks(goal, **given), walks(goal, 2, 100))
 
 
-def test_the_mixture_is_that_of_torch():
-    torch.manual_seed(0)
-    logits, means, spreads, actions = torch.randn(5, 3), torch.randn(5, 3, 4), torch.rand(5, 3, 4) + 0.1, torch.randn(5, 4)
-    theirs = d.MixtureSameFamily(d.Categorical(logits=logits), d.Independent(d.Normal(means, spreads), 1))
-    assert torch.allclose(mixture_log_prob(logits, means, spreads, actions), theirs.log_prob(actions), atol=1e-5)
-    part = d.MixtureSameFamily(d.Categorical(logits=logits), d.Independent(d.Normal(means[..., :2], spreads[..., :2]), 1))
-    real = torch.tensor([True, True, False, False]).expand(5, 4)
-    assert torch.allclose(mixture_log_prob(logits, means, spreads, actions, real), part.log_prob(actions[:, :2]), atol=1e-5)
+class Bench:
+    seed = 0
+
+    def __init__(self):
+        self.notes = {}
+
+    def note(self, name, value):
+        self.notes[name] = value
 
 
-def test_a_step_sees_itself_and_those_before(policy):
-    state, goals = torch.randn(1, 4, 2), policy.goal_ids(["go to the red box"])
+# ---- numbers of an independent source
+
+
+def figure(case):
+    inputs = case["inputs"]
+    if inputs["figure"] == "transfer":
+        matrix = np.array(inputs["matrix"], dtype=float)
+        return [forward_transfer(matrix), backward_transfer(matrix), final_success(matrix)]
+    if inputs["figure"] == "ewc":
+        old, new = ({"w": torch.tensor(value)} for value in inputs["importance"])
+        weights, anchors = ({"w": torch.tensor(inputs[key])} for key in ("weights", "anchors"))
+        return [ewc_penalty(weights, anchors, faded(old, new, inputs["decay"]), inputs["strength"]).item()]
+    about = {**SMALL, "image": (2, 4), "state": 2, "action_width": 2, "longest": 4, "patch": 2, "mixtures": 2}
+    net = Policy(["go", "left", "now"], **about).eval()
+    tiny.fill(net.parameters())
+    held = Injected(net)
+    if case["settings"]["kind"] != "none":
+        held.add("a", load(case["method"], **case["settings"]).adapter(net))
+        tiny.fill(held.adapters.parameters())
+    image = torch.arange(1, 97, dtype=torch.float64).sin().view(1, 3, 2, 4, 4).float()
+    state = torch.arange(1, 7, dtype=torch.float64).cos().view(1, 3, 2).float()
+    actions = (2 * torch.arange(1, 7, dtype=torch.float64)).sin().view(1, 3, 2).float()
     with torch.no_grad():
-        first = policy(None, state, goals)
-        state[:, 2] += 1
-        second = policy(None, state, goals)
-        other = policy(None, state, policy.goal_ids(["run left"]))
-    assert torch.equal(first[:, :2], second[:, :2])
-    assert not torch.allclose(first[:, 2:], second[:, 2:])
-    assert not torch.allclose(other, second)
-    with pytest.raises(AcclimateError, match=r"does not know the word 'rad'.*red"):
-        policy.goal_ids(["go to the rad box"])
-    with pytest.raises(AcclimateError, match="5 steps were given, but the policy looks back on 4"):
-        policy(None, torch.randn(1, 5, 2), goals)
+        return net.log_prob(held(image, state, net.goal_ids([inputs["goal"]])), actions)[0].tolist()
 
 
-def test_cloning_raises_the_likelihood_of_what_is_held_out(policy):
-    before = likelihood(policy, vectors(seed=1))
-    found = clone(policy, vectors(), vectors(seed=2), Cloning(epochs=30, lr=1e-2), 0)
-    assert likelihood(policy, vectors(seed=1)) > before + 1
-    assert found.held == pytest.approx(-likelihood(policy, vectors(seed=2)), abs=1e-6)
-    assert found.kept > 0
-    wide = Trajectory("run left", np.zeros((4, 2), np.float32), None, np.zeros((4, 3), np.float32), True)
-    with pytest.raises(AcclimateError, match=r"has state \[3\], but the policy reads \[2\]"):
-        prepare(policy, Demonstrations("wide", [wide]))
-    policy.requires_grad_(False)
+@pytest.mark.parametrize("case", CASES, ids=[f"{case['inputs']['figure']}-{i}" for i, case in enumerate(CASES)])
+def test_reference(case):
+    assert case["source"].strip()
+    assert figure(case) == pytest.approx(case["expected"], rel=case["tolerance"], abs=case["tolerance"]), case["source"]
+
+
+# ---- the policy
+
+
+@pytest.mark.parametrize("adapter", ["", "lora", "prefix"])
+def test_a_step_sees_nothing_that_comes_after_it(adapter):
+    net = policy(image=(2, 4), patch=2)
+    held = Injected(net)
+    if adapter:
+        held.add("a", load("adapters.tail", kind=adapter, size=2).adapter(net))
+        torch.nn.init.normal_(next(iter(held.adapters.parameters())))
+    draw = torch.Generator().manual_seed(0)
+    image, state = torch.randn(2, 3, 2, 4, 4, generator=draw), torch.randn(2, 3, 2, generator=draw)
+    goals = net.goal_ids(["go left", "go right now"])
+    with torch.no_grad():
+        before = held(image, state, goals)
+        image[:, 2], state[:, 2] = 9.0, -9.0
+        after = held(image, state, goals)
+        assert torch.allclose(before[:, :2], after[:, :2], atol=1e-6)
+        assert not torch.allclose(before[:, 2], after[:, 2], atol=1e-3)
+        state[:, 0] = 5.0
+        assert not torch.allclose(held(image, state, goals)[:, 1:], after[:, 1:], atol=1e-4)  # but all that came before
+        assert torch.allclose(held(image[:, :2], state[:, :2], goals), held(image, state, goals)[:, :2], atol=1e-6)  # padding is nothing
+
+
+def test_goals_and_padded_words():
+    net = policy()
+    with torch.no_grad():
+        alone, both = net.text(net.goal_ids(["go left"])), net.text(net.goal_ids(["go left", "go right now now"]))
+    assert torch.allclose(alone[0], both[0], atol=1e-6)
+    assert not torch.allclose(both[0], both[1], atol=1e-3)
+    assert torch.isfinite(net.text(torch.zeros(1, 3, dtype=torch.long))).all()  # a row of nothing but padding is no nan
+    with pytest.raises(AcclimateError, match="does not know the word 'lift' of the goal 'go lift'; nearest: left"):
+        net.goal_ids(["go lift"])
+    with pytest.raises(AcclimateError, match="has 17 words"):
+        net.goal_ids(["go " * 17])
+
+
+def test_film_scales_and_shifts_each_channel():
+    fusion = policy().fusion
+    goal, x = torch.randn(2, 4), torch.randn(2, 5, 5, 4)
+    gamma, beta = fusion.gamma(goal), fusion.beta(goal)
+    expected = torch.stack([gamma[i] * x[i, 2, 3] + beta[i] for i in range(2)])
+    assert torch.allclose(fusion(x, goal)[:, 2, 3], expected, atol=1e-6)
+    assert torch.allclose(fusion(x, torch.zeros(2, 4)), x)  # the identity where the goal says nothing, at the start
+
+
+def test_mixture_is_that_of_torch():
+    draw = torch.Generator().manual_seed(0)
+    logits, means = torch.randn(4, 3, generator=draw), torch.randn(4, 3, 2, generator=draw)
+    spreads, actions = torch.rand(4, 3, 2, generator=draw) + 0.1, torch.randn(4, 2, generator=draw)
+    theirs = MixtureSameFamily(Categorical(logits=logits), Independent(Normal(means, spreads), 1)).log_prob(actions)
+    assert torch.allclose(mixture_log_prob(logits, means, spreads, actions), theirs, atol=1e-5)
+    first = torch.tensor([True, False]).expand(4, 2)
+    one = MixtureSameFamily(Categorical(logits=logits), Independent(Normal(means[..., :1], spreads[..., :1]), 1)).log_prob(actions[:, :1])
+    assert torch.allclose(mixture_log_prob(logits, means, spreads, actions, first), one, atol=1e-5)
+
+
+def test_scores_of_any_size_give_finite_likelihoods_and_gradients():
+    net = policy(action_width=2, actions=0, mixtures=2)
+    scores = (torch.randn(6, 10) * torch.tensor([0.0, 1.0, 1e2, 1e4, -1e4, 1e6])[:, None]).requires_grad_()
+    found = net.log_prob(scores, torch.full((6, 2), 3.0))
+    found.sum().backward()
+    assert torch.isfinite(found).all()
+    assert torch.isfinite(scores.grad).all()
+    best = net.act(torch.tensor([[0.0, 1.0, 9, 9, 4, 5, 0, 0, 0, 0]]))
+    assert best.tolist() == [[4.0, 5.0]]  # the mean of the likelier part
+
+
+def test_settings_that_make_no_policy():
+    for settings, said in (
+        ({"actions": 0}, "so give one"),
+        ({"action_width": 2}, "so give one"),
+        ({"state": 0}, "needs something to see"),
+        ({"heads": 3}, "multiple of heads"),
+        ({"image": (2, 5), "patch": 2}, "multiple"),
+    ):
+        with pytest.raises(AcclimateError, match=said):
+            policy(**settings)
+    with pytest.raises(AcclimateError, match="4 steps were given, but the policy looks back on 3"):
+        policy()(None, torch.zeros(1, 4, 2), torch.ones(1, 1, dtype=torch.long))
+
+
+def test_saved_and_loaded(tmp_path):
+    net = policy(image=(2, 4), patch=2)
+    net.save_pretrained(tmp_path / "net")
+    again = Policy.from_pretrained(tmp_path / "net")
+    given = torch.randn(1, 3, 2, 4, 4), torch.randn(1, 3, 2), net.goal_ids(["go"])
+    assert torch.equal(again(*given), net(*given))
+    (tmp_path / "net" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(AcclimateError, match="save it again"):
+        Policy.from_pretrained(tmp_path / "net")
+
+
+# ---- demonstrations
+
+
+def trajectory(goal="go", steps=3, **given):
+    return Trajectory(**{"goal": goal, "actions": np.zeros(steps, int), "state": np.zeros((steps, 2), np.float32), **given})
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"goal": " "}, "trajectory 2 has no goal"),
+        ({"steps": 0}, "trajectory 2 has no steps"),
+        ({"state": None}, "has no observation"),
+        ({"state": np.zeros((2, 2))}, "has 3 actions, but state has 2 steps"),
+        ({"state": np.zeros(3)}, r"state of shape \[3\], but it must be \[step, width\]"),
+        ({"state": np.array([[0, 0], [0, np.nan], [0, 0]])}, "not finite in state, step 1"),
+        ({"actions": np.array([0, -1, 0])}, "no numbers of choices"),
+        ({"actions": np.zeros((3, 2), np.float32), "used": 3}, "3 of them used"),
+        ({"state": np.zeros((3, 5), np.float32)}, r"the first has \(None, \(2,\), \(\)\)"),
+    ],
+)
+def test_faulty_trajectories_are_one_line(given, said):
+    with pytest.raises(AcclimateError, match=said):
+        Demonstrations("d", [trajectory(), trajectory(**given)])
+
+
+def test_empty_and_too_few():
+    with pytest.raises(AcclimateError, match="d has no trajectories"):
+        Demonstrations("d", [])
+    with pytest.raises(AcclimateError, match="2 cannot be held out; hold out 1 to 1"):
+        Demonstrations("d", [trajectory(), trajectory()]).split(2, 0)
+    with pytest.raises(AcclimateError, match="no trajectories"):
+        Demonstrations("d", [trajectory(success=False)]).successful()
+
+
+def test_splits_are_by_trajectory():
+    demos = Demonstrations("d", [trajectory(steps=i + 1, success=i > 2) for i in range(9)])
+    learned, held = demos.split(3, 0)
+    lengths = [sorted(len(each) for each in part.trajectories) for part in (learned, held)]
+    assert sorted(lengths[0] + lengths[1]) == list(range(1, 10))
+    assert (len(learned), len(held), demos.steps) == (6, 3, 45)
+    assert demos.split(3, 0)[1].trajectories == held.trajectories != demos.split(3, 1)[1].trajectories
+    assert len(demos.successful()) == 6
+    assert len(demos.few(4, 0)) == 4
+    assert len(demos.few(40, 0)) == 9
+    assert Demonstrations.together("both", [learned, held]).words == ["go"]
+    assert words_of("Go, to the ball.") == ["go", "to", "the", "ball"]
+
+
+def test_states_are_scaled_and_widened():
+    states = np.array([[1.0, 5.0], [3.0, 5.0]], np.float32)
+    demos = Demonstrations("d", [trajectory(steps=2, state=states, actions=np.ones((2, 1), np.float32))])
+    ready = demos.scaled(demos.scales()).widened(3, 2)
+    assert ready.trajectories[0].state.tolist() == [[-1, 0, 0], [1, 0, 0]]  # what never changes is 0
+    assert ready.trajectories[0].actions.tolist() == [[1, 0], [1, 0]]
+    assert ready.trajectories[0].used == 1
+    assert demos.cut(1).trajectories[0].state.tolist() == [[3, 5]]
+    with pytest.raises(AcclimateError, match="cannot be widened"):
+        demos.widened(1, 2)
+    with pytest.raises(AcclimateError, match="scales are for 3"):
+        demos.scaled((np.zeros(3), np.ones(3)))
+
+
+# ---- cloning
+
+
+def test_a_policy_refuses_what_it_cannot_read():
+    net = policy()
+    for demos, said in (
+        (Demonstrations("d", [trajectory(state=np.zeros((3, 4), np.float32))]), r"state \[4\], but the policy reads \[2\]"),
+        (Demonstrations("d", [trajectory(image=np.zeros((3, 1, 2, 2)))]), "the policy reads None"),
+        (Demonstrations("d", [trajectory(actions=np.array([0, 2, 0]))]), "has action 2, but the policy has 2"),
+        (Demonstrations("d", [trajectory(actions=np.zeros((3, 2), np.float32))]), r"shape \[2\] \(none = choices\)"),
+        (Demonstrations("d", [trajectory("stop")]), "does not know the word 'stop'"),
+    ):
+        with pytest.raises(AcclimateError, match=said):
+            prepare(net, demos)
+
+
+def test_every_frame_stands_in_one_window():
+    ready = prepare(policy(), Demonstrations("d", [trajectory(steps=steps) for steps in (1, 3, 10)]))
+    for draw in (None, torch.Generator().manual_seed(0)):
+        for _ in range(5):
+            windows = ready.windows(3, draw)
+            assert sorted(windows[windows >= 0].tolist()) == list(range(14))
+            for row in windows:
+                real = row[row >= 0]
+                assert (real.diff() == 1).all()
+                assert any(first <= real[0] and real[-1] < last for first, last in ready.borders)
+    windows, counts = ready.looks(3)
+    assert sorted(windows[counts].tolist()) == list(range(14))
+    for row, counted in zip(windows, counts, strict=True):
+        for place in counted.nonzero()[:, 0].tolist():
+            first = next(first for first, last in ready.borders if first <= row[place] < last)
+            assert place == min(int(row[place]) - first, 2)  # as many steps before it as there are, two at most
+
+
+def test_likelihood_is_that_of_each_action_given_its_last_steps():
+    net, demos = policy(3), Demonstrations.together("d", [walks("go left"), walks("go right now")])
+    total, steps = 0.0, 0
+    for each in demos.trajectories:
+        goals, state = net.goal_ids([each.goal]), torch.from_numpy(each.state)
+        for t in range(len(each)):
+            with torch.no_grad():
+                scores = net(None, state[None, max(0, t - 2) : t + 1], goals)[0, -1]
+            total, steps = total + float(scores.log_softmax(-1)[each.actions[t]]), steps + 1
+    assert likelihood(net, demos) == pytest.approx(total / steps, abs=1e-5)
+    ready = prepare(net, demos)
+    windows = ready.windows(3)
+    with torch.no_grad():
+        together, apart = log_probs(net, ready, windows), torch.cat([log_probs(net, ready, row[None]) for row in windows])
+    assert torch.allclose(together, apart, atol=1e-5)
+    assert likelihood(net, demos, 1) != likelihood(net, demos)
+    with pytest.raises(AcclimateError, match="window = 4, but the policy looks back on 3"):
+        likelihood(net, demos, 4)
+
+
+def test_padding_of_actions_does_not_count():
+    net = policy(actions=0, action_width=3)
+    state, actions = np.ones((4, 2), np.float32), np.ones((4, 3), np.float32)
+    other = actions * [1, 1, 50]
+    found = [
+        likelihood(net, Demonstrations("d", [Trajectory("go", given.astype(np.float32), state=state, used=used)]))
+        for given, used in ((actions, 2), (other, 2), (other, 0))
+    ]
+    assert found[0] == found[1] != found[2]
+
+
+@pytest.fixture(scope="module")
+def walker():
+    """A policy that walks left and right as it is told."""
+    net = policy()
+    both = [Demonstrations.together("d", [walks("go left", 12, seed), walks("go right", 12, seed)]) for seed in (0, 50)]
+    found = clone(net, *both, Cloning(epochs=40, patience=0, lr=1e-2, batch=8), 0)
+    assert found.held < 0.1 < found.curve[0]["held"]
+    return net
+
+
+def test_a_cloned_policy_reaches_its_goals(walker):
+    for goal in ("go left", "go right"):
+        assert success_rate(walker, lambda goal=goal: Line(goal), range(20)) == 1
+    assert success_rate(walker, lambda: Line("go left"), range(4), window=1) == 1
+    with pytest.raises(AcclimateError, match="no seeds"):
+        rollouts(walker, Line, [])
+
+
+class Noise(Line):
+    """Observations that nobody decides on; episodes of two to six steps."""
+
+    def reset(self, *, seed=None):
+        self.draw = np.random.default_rng(seed)
+        self.left = 2 + seed % 5
+        return self.seen(), {"success": False}
+
+    def seen(self):
+        return {"state": self.draw.normal(size=2).astype(np.float32)}
+
+    def step(self, action):
+        self.left -= 1
+        return self.seen(), 0.0, False, not self.left, {"success": False}
+
+
+def test_rollouts_take_the_likeliest_action_of_the_last_steps():
+    net = policy(5)
+    with torch.no_grad():
+        net.head.weight.mul_(20)
+    found = rollouts(net, Noise, range(10))
+    assert [len(each) for each in found] == [2, 3, 4, 5, 6] * 2
+    assert {int(action) for each in found for action in each.actions} == {0, 1}
+    for each in found:
+        for t in range(len(each)):
+            with torch.no_grad():
+                scores = net(None, torch.from_numpy(each.state)[None, max(0, t - 2) : t + 1], net.goal_ids([each.goal]))
+            assert scores[0, -1].argmax() == each.actions[t]
+    assert [len(each) for each in rollouts(net, Noise, [4], most=3)] == [3]
+    assert not Demonstrations("made", found).trajectories[0].success  # they are trajectories like any other
+
+
+def test_early_stopping_keeps_the_best_epoch():
+    net = policy()
+    found = clone(net, walks("go left"), walks("go right", 3), Cloning(epochs=30, patience=3, lr=1e-2), 0)
+    assert found.kept == 0  # the more it learns to go left, the worse
+    assert len(found.curve) == 3
+    assert all(torch.equal(value, net.state_dict()[name]) for name, value in policy().state_dict().items())
+
+
+def test_the_same_seed_gives_the_same_weights_and_failures_are_one_line():
+    made = [policy(dropout=0.2) for _ in range(2)]
+    for net in made:
+        clone(net, walks(), walks(count=2, seed=9), Cloning(**FEW), 1)
+    assert all(torch.equal(value, made[1].state_dict()[name]) for name, value in made[0].state_dict().items())
     with pytest.raises(AcclimateError, match="nothing of the policy learns"):
-        clone(policy, vectors(), vectors(), Cloning(epochs=1), 0)
+        clone(policy().requires_grad_(False), walks(), walks(), Cloning(), 0)
+    made[0].head.bias.data.fill_(torch.nan)
+    with pytest.raises(AcclimateError, match="the loss is nan in epoch 1; lower lr"):
+        clone(made[0], walks(), walks(), Cloning(), 0)
 
 
-def tail(**settings):
-    given = {"demos": 3, "held": 1, "epochs": 8, "lr": 1e-2, "batch": 2, "window": 0, "size": 2, **settings}
-    return load("adapters.tail", **given)
+# ---- continual learning
 
 
-@pytest.mark.parametrize("kind", ["lora", "bottleneck", "prefix", "none"])
-def test_each_task_keeps_what_it_learned(policy, kind, tmp_path):
-    tasks = {"left": vectors("run left"), "right": vectors("run right", seed=1)}
-    before, told = fingerprint(policy), {}
-    plain = likelihood(policy, tasks["left"])
-    tools = SimpleNamespace(seed=0, note=told.__setitem__)
-    one = tail(kind=kind).run(tools, start=policy, tasks={"left": tasks["left"]})["adapted"]
-    with one.using("left") as net:
-        first = likelihood(net, tasks["left"])
-    made = tail(kind=kind).run(tools, start=one, tasks={"right": tasks["right"]})["adapted"]
-    assert fingerprint(policy) == before
-    assert one.tasks == ["left"]
-    assert made.tasks == ["left", "right"]
-    with made.using("left") as net:
-        assert likelihood(net, tasks["left"]) == first > plain
-    assert likelihood(made.policy, tasks["left"]) == plain  # outside of a task the policy is as it came
-    if kind != "none":
-        assert {name.split("/")[0] for name in made.policy.adapters["left"]} == {"text", "spatial", "temporal"}
-    assert told["table"]["right"]["weights"] == made.trained("right")
-    assert made.stored == made.trained("left") + made.trained("right")
-    assert made.select("run right") == "right"
-    made.save_pretrained(tmp_path / "tasks")
-    again = TaskAdapters.from_pretrained(policy, tmp_path / "tasks")
-    for task, demos in tasks.items():
-        with made.using(task) as mine, again.using(task) as theirs:
-            assert likelihood(mine, demos) == likelihood(theirs, demos)
-    other = Policy(WORDS, state=2, action_width=2, **SMALL)
-    with pytest.raises(AcclimateError, match="belongs to a policy with weights"):
-        TaskAdapters.from_pretrained(other, tmp_path / "tasks")
-    with pytest.raises(AcclimateError, match="lift"), made.using("lift"):
+def test_penalty_and_claims():
+    with pytest.raises(AcclimateError, match="no anchor"):
+        ewc_penalty({"w": torch.ones(1)}, {}, {"w": torch.ones(1)}, 1.0)
+    assert ewc_penalty({}, {}, {}, 1.0) == 0
+    taken = claimed(torch.arange(10.0), torch.arange(10) < 7, 0.4)
+    assert taken.nonzero()[:, 0].tolist() == [3, 4, 5, 6]
+    assert claimed(torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool), 0.5).sum() == 3  # also where nothing changed
+    assert not claimed(torch.ones(4), torch.zeros(4, dtype=torch.bool), 1.0).any()
+
+
+def test_transfer_needs_what_it_is_made_of():
+    with pytest.raises(AcclimateError, match="task 2 was not measured right after"):
+        forward_transfer([[1, 0], [1, np.nan]])
+    with pytest.raises(AcclimateError, match="task 1 was not measured at the end"):
+        backward_transfer([[1, np.nan], [np.nan, 1]])
+    with pytest.raises(AcclimateError, match="at least two"):
+        backward_transfer([[1.0]])
+    with pytest.raises(AcclimateError, match="must be \\[task, task\\]"):
+        final_success([[1.0, 2.0]])
+
+
+def test_importances_are_mean_squares_of_single_gradients():
+    net, demos = policy(2), walks(count=2)
+    found, steps = {name: torch.zeros_like(weight) for name, weight in net.named_parameters()}, 0
+    for each in demos.trajectories:
+        for t in range(len(each)):
+            net.zero_grad()
+            scores = net(None, torch.from_numpy(each.state)[None, max(0, t - 2) : t + 1], net.goal_ids([each.goal]))
+            scores[0, -1].log_softmax(-1)[each.actions[t]].backward()
+            steps += 1
+            for name, weight in net.named_parameters():
+                found[name] += 0 if weight.grad is None else weight.grad.square()
+    ours = importances(net, demos)
+    assert all(torch.allclose(ours[name], value / steps, atol=1e-7) for name, value in found.items())
+
+
+def scores_of(learner, goal="go left"):
+    """What a policy says to some fixed observations."""
+    state = torch.linspace(-1, 1, 24).view(4, 3, 2)
+    with torch.no_grad():
+        return learner.eval()(None, state, learner.goal_ids([goal] * 4))
+
+
+def said(arm, name):
+    with arm.using(name) as learner:
+        return scores_of(learner).clone()
+
+
+TAILS = ["lora", "bottleneck", "prefix", "none"]
+
+
+@pytest.mark.parametrize("kind", TAILS)
+def test_old_tasks_act_as_before_to_the_bit(walker, kind):
+    start = copy.deepcopy(walker.state_dict())
+    arm = load("adapters.tail", kind=kind, size=int(kind != "none"), lr=1e-2, epochs=3).arm(walker)
+    arm.learn(task("go left now"), 0)
+    before = said(arm, "go-left-now")
+    with arm.using("go-left-now") as learner:
+        saved = rollouts(learner, Line, range(3))
+    for goal in ("go right now", "now go left"):
+        arm.learn(task(goal), 0)
+    assert torch.equal(said(arm, "go-left-now"), before)
+    assert not torch.equal(said(arm, "go-right-now"), before)
+    assert torch.equal(scores_of(arm.policy), scores_of(walker))  # outside a task it is the pretrained policy
+    assert all(torch.equal(value, walker.state_dict()[name]) for name, value in start.items())
+    assert all(torch.equal(value, dict(arm.policy.net.state_dict())[name]) for name, value in start.items())
+    with arm.using("go-left-now") as learner:
+        again = rollouts(learner, Line, range(3))
+    assert all((one.actions == two.actions).all() for one, two in zip(saved, again, strict=True))
+
+
+@pytest.mark.parametrize("kind", TAILS)
+def test_what_a_task_learns(walker, kind):
+    arm = load("adapters.tail", kind=kind, size=int(kind != "none"), lr=1e-2, epochs=3, patience=0).arm(walker)
+    found = arm.learn(task("go right now"), 0)
+    assert found.weights == arm.trained("go-right-now") == arm.stored
+    own = arm.own["go-right-now"]
+    assert set(own) == {"fusion", "head"}
+    if kind == "none":
+        assert not arm.policy.adapters
+        return
+    places = {key.split("/")[0] for key in arm.policy.adapters["go-right-now"]}
+    assert places == {"text", "spatial", "temporal"}  # all three modules
+    assert not any(weight.requires_grad for weight in arm.policy.parameters())
+
+
+def test_kinds_are_of_one_size():
+    net = Policy(["go"], image=(12, 15), state=3, actions=6)
+    whole = sum(weight.numel() for weight in net.parameters())
+    assert 0.9e6 < whole < 1.1e6
+    for kind in TAILS[:3]:
+        made = Injected(copy.deepcopy(net)).add("a", load("adapters.tail", kind=kind).adapter(net))
+        weights = sum(weight.numel() for weight in made.adapters.parameters())
+        assert abs(weights / whole - 0.01) < 0.002
+        assert load("adapters.tail", kind=kind, share=0.03).size_on(net) > load("adapters.tail", kind=kind).size_on(net)
+
+
+def test_a_task_that_fails_leaves_nothing(walker):
+    arm = load("adapters.tail", size=1).arm(walker)
+    before = scores_of(arm.policy).clone()
+    with pytest.raises(AcclimateError, match="does not know the word 'stop'"):
+        arm.learn(ControlTask("stop", Demonstrations("d", [trajectory("stop")]), walks()), 0)
+    assert arm.tasks == list(arm.policy.adapters) == []
+    assert torch.equal(scores_of(arm.policy), before)
+    arm.learn(task("go left", "a"), 0)
+    for name in ("a", "a.b", ""):
+        with pytest.raises(AcclimateError, match="cannot be named"):
+            arm.learn(task("go left", name or " "), 0)
+    with pytest.raises(AcclimateError, match="no task 'b' was learned; known: a"), arm.using("b"):
         pass
 
 
-def test_a_task_may_begin_where_the_last_one_ended(policy):
-    tools = SimpleNamespace(seed=0, note=lambda *_: None)
-    one = tail().run(tools, start=policy, tasks={"left": vectors()})["adapted"]
-    both = tail(epochs=1, lr=0.0, start="previous").run(tools, start=one, tasks={"again": vectors(seed=3)})["adapted"]
-    with both.using("left") as first:
-        expected = likelihood(first, vectors(seed=5))
-    with both.using("again") as second:
-        assert likelihood(second, vectors(seed=5)) == expected
+def test_a_task_may_begin_as_the_one_before(walker):
+    for begin in ("fresh", "previous"):
+        arm = load("adapters.tail", size=1, lr=1e-2, epochs=4, start=begin).arm(walker)
+        arm.learn(task("go right now", "a"), 0)
+        arm.training = Cloning(epochs=1, lr=0.0, weight_decay=0.0)  # so that the start is all there is
+        arm.learn(task("go left now", "b"), 0)
+        assert torch.equal(said(arm, "b"), said(arm, "a")) == (begin == "previous")
+        assert torch.equal(said(arm, "b"), scores_of(walker)) == (begin == "fresh")
 
 
-PLAN = Cloning(epochs=10, lr=1e-2, batch=2)
-ARMS = {
-    "full": lambda policy: Sequential(policy, PLAN),
-    "replay": lambda policy: Sequential(policy, PLAN, replay=2),
-    "ewc": lambda policy: Sequential(policy, PLAN, ewc=100.0),
-    "packnet": lambda policy: Packed(policy, PLAN, 0.5),
-    "copies": lambda policy: Copies(policy, PLAN),
-}
+def test_the_nearest_goal_chooses_the_task(walker):
+    arm = load("adapters.tail", size=1, epochs=1).arm(walker)
+    with pytest.raises(AcclimateError, match="no task was learned yet"):
+        arm.select("go left")
+    for goal in ("go left", "go right"):
+        arm.learn(task(goal), 0)
+    assert arm.select("go left now") == "go-left"
+    assert arm.select("go right now") == "go-right"
+    with pytest.raises(AcclimateError, match="does not know the word"):
+        arm.select("halt")
 
 
-@pytest.mark.parametrize("name", ARMS)
-def test_what_tasks_in_turn_do_to_each_other(policy, name):
-    tasks = [
-        ControlTask(way, vectors(f"run {way}", seed=i), vectors(f"run {way}", 1, seed=9 + i)) for i, way in enumerate(("left", "right"))
-    ]
-    shown = {task.name: task.demos for task in tasks}
-    before = fingerprint(policy)
-    matrix, fitted = stream(ARMS[name](policy), tasks, 0, lambda net, task: likelihood(net, shown[task]))
-    assert fingerprint(policy) == before
-    assert matrix[0, 0] > likelihood(policy, shown["left"])
-    assert np.isnan(matrix[0, 1])
-    assert len(fitted) == 2
-    assert (backward_transfer(matrix) == 0) == (name in ("packnet", "copies"))
+@pytest.mark.parametrize("kind", ["lora", "none"])
+def test_tasks_are_saved_without_the_policy(walker, tmp_path, kind):
+    arm = load("adapters.tail", kind=kind, size=int(kind == "lora"), lr=1e-2, epochs=2).arm(walker)
+    for goal in ("go left now", "go right now"):
+        arm.learn(task(goal), 0)
+    arm.save_pretrained(tmp_path / "tasks")
+    assert sum(path.stat().st_size for path in (tmp_path / "tasks").iterdir()) < 4 * sum(w.numel() for w in walker.parameters())
+    again = TaskAdapters.from_pretrained(walker, tmp_path / "tasks")
+    assert again.tasks == arm.tasks
+    assert all(torch.equal(said(again, name), said(arm, name)) for name in arm.tasks)
+    assert again.select("go right now") == "go-right-now"
+    again.learn(task("go left", "more"), 0)
+    with pytest.raises(AcclimateError, match="load that policy"):
+        TaskAdapters.from_pretrained(policy(9), tmp_path / "tasks")
 
 
-def test_importances_are_the_mean_square_of_gradients(policy):
-    demos = vectors(count=1, steps=2)
-    found = importances(policy, demos)
-    ready, squares = prepare(policy, demos), []
-    for step in range(2):
-        policy.zero_grad()
-        scores = policy(None, ready.state[None, : step + 1], ready.goals)
-        policy.log_prob(scores, ready.actions[None, : step + 1])[0, -1].backward()
-        squares.append(policy.head.weight.grad.clone().square())
-    assert torch.allclose(found["head.weight"], (squares[0] + squares[1]) / 2, rtol=1e-3, atol=1e-9)
+def test_sequential_tuning_forgets_and_the_others_less(walker):
+    plan = Cloning(epochs=8, patience=0, lr=1e-2)
+    tasks = [task("now left", count=4), task("now right", count=4)]  # goals the policy has not seen
+
+    def moved(arm):
+        matrix, fitted = stream(arm, tasks, 0, lambda learner, name: success_rate(learner, lambda: Line(name.replace("-", " ")), range(8)))
+        assert len(fitted) == 2
+        assert np.isnan(matrix[0, 1])
+        return matrix
+
+    for arm in (Copies(walker, plan), Packed(walker, plan, 0.5)):
+        assert backward_transfer(moved(arm)) == 0
+    plain, held = Sequential(walker, plan), Sequential(walker, plan, ewc=1e6)
+    assert forward_transfer(moved(plain)) == 1
+    moved(held)
+    start = list(walker.parameters())
+    distance = [sum((one - two).square().sum() for one, two in zip(arm.policy.parameters(), start, strict=True)) for arm in (plain, held)]
+    assert distance[1] < distance[0]
+    again = Sequential(walker, plan, replay=2)
+    assert moved(again)[-1].tolist() == [1, 1]
+    assert [len(kept) for kept in again.kept] == [2, 2]
+    whole = sum(weight.numel() for weight in walker.parameters())
+    assert plain.stored == whole
+    assert held.stored == 3 * whole
+    assert again.stored == whole + sum(3 * kept.steps for kept in again.kept)
 
 
-def test_the_expert_of_the_grids_succeeds_and_a_policy_acts_in_them():
-    shown = {name: goal_grids.demonstrations(name, 3, 5) for name in goal_grids.TASKS}
-    assert all(each.success for demos in shown.values() for each in demos.trajectories)
-    again = goal_grids.demonstrations("rooms", 3, 5)
-    assert all(np.array_equal(a.image, b.image) for a, b in zip(again.trajectories, shown["rooms"].trajectories, strict=True))
-    words = Demonstrations.together("all", list(shown.values())).words
-    torch.manual_seed(0)
-    policy = Policy(words, image=(goal_grids.CHANNELS, goal_grids.VIEW), state=goal_grids.STATE, actions=6, **SMALL).eval()
-    acted = rollouts(policy, lambda: goal_grids.world("gap"), [1, 2, 3])
-    assert len(acted) == 3
-    assert all(1 <= len(each) <= goal_grids.LONGEST for each in acted)
-    assert 0 <= success_rate(policy, lambda: goal_grids.world("gap"), [1, 2]) <= 1
-    with pytest.raises(AcclimateError, match="no domain 'gab'"):
-        goal_grids.world("gab")
-    with pytest.raises(AcclimateError, match="no seeds were given"):
-        rollouts(policy, lambda: goal_grids.world("gap"), [])
+def test_packed_tasks_act_as_before_to_the_bit(walker):
+    arm = Packed(walker, Cloning(**FEW), 1 / 3)
+    given = [task("now left"), task("now right"), task("go now left")]
+    seen = {}
+    for each in given:
+        arm.learn(each, 0)
+        seen[each.name] = said(arm, each.name)
+    for name, before in seen.items():
+        assert torch.equal(said(arm, name), before)
+    taken = torch.cat([owner.flatten() for owner in arm.owner.values()])
+    assert set(taken.tolist()) <= {0, 1, 2, 3}
+    assert all((taken == number).float().mean() == pytest.approx(1 / 3, abs=0.05) for number in (1, 2, 3))
+    with pytest.raises(AcclimateError, match="share = 0"):
+        Packed(walker, Cloning(), 0.0)
 
 
-def test_what_demonstrations_refuse():
-    good = vectors().trajectories[0]
-    with pytest.raises(AcclimateError, match="empty has no trajectories"):
-        Demonstrations("empty", [])
-    bad = Trajectory("run left", good.actions, None, np.full_like(good.state, np.nan), True)
-    with pytest.raises(AcclimateError, match="bad: trajectory 2"):
-        Demonstrations("bad", [good, bad])
-    with pytest.raises(AcclimateError, match="tail needs start, a policy or what an earlier run gave"):
-        load("adapters.tail").run(None)
-    with pytest.raises(AcclimateError, match="3 trajectories, so 3 cannot be held out"):
-        vectors().split(3, 0)
+# ---- TAIL
 
 
-@pytest.mark.skipif(not os.environ.get("ACCLIMATE_DATA"), reason="needs the MuJoCo demonstrations in $ACCLIMATE_DATA")
-def test_robots_load_and_widen():
-    ant = datasets.load("mujoco_demonstrations/ant")
-    assert [each.shape for each in ant.trajectories] == [(None, (27,), (8,))] * 2
-    hopper = datasets.load("mujoco_demonstrations/hopper").widened(27, 8)
-    assert hopper.trajectories[0].shape == (None, (27,), (8,))
-    assert hopper.trajectories[0].used == 3
+def test_the_strategy_learns_tasks_and_goes_on_later(walker):
+    method, bench = load("adapters.tail", size=1, demos=5, held=2, epochs=2, lr=1e-2), Bench()
+    first = method.run(bench, start=walker, tasks={"a": walks("go left now"), "b": walks("go right now")})["adapted"]
+    assert set(bench.notes["table"]) == {"a", "b"}
+    assert bench.notes["table"]["a"]["weights"] == first.trained("a")
+    before = said(first, "a")
+    later = method.run(bench, start=first, tasks={"c": walks("now left")})["adapted"]
+    assert (first.tasks, later.tasks) == (["a", "b"], ["a", "b", "c"])  # the earlier one stays as it was
+    assert torch.equal(said(later, "a"), before)
+    assert torch.equal(said(first, "a"), before)
+    other = load("adapters.tail", kind="bottleneck", size=1, demos=5, epochs=1).run(bench, start=first, tasks={"c": walks("now left")})
+    assert other["adapted"].policy.specs["c"]["use"] == "adapters.bottleneck"
+    chosen = method.task("a", walks(count=20), 0)
+    assert (len(chosen.demos), len(chosen.held)) == (3, 2)
+
+
+def test_the_strategy_refuses_what_it_cannot_do(walker):
+    with pytest.raises(AcclimateError, match="held = 3 leaves nothing"):
+        load("adapters.tail", demos=3, held=3)
+    with pytest.raises(AcclimateError, match="needs start, a policy"):
+        load("adapters.tail").run(Bench(), start=walker)
+    with pytest.raises(AcclimateError, match="kind = 'ia3'"):
+        load("adapters.tail", kind="ia3")
+    with pytest.raises(AcclimateError, match="window = 8, but the policy looks back on 3"):
+        load("adapters.tail", window=8, demos=4).run(Bench(), start=walker, tasks={"a": walks()})
+
+
+# ---- worlds and datasets
+
+
+@pytest.mark.parametrize("name", grids.TASKS)
+def test_the_expert_takes_a_shortest_way(name):
+    demos = grids.demonstrations(name, 3, 7)
+    world = grids.world(name)
+    assert demos.goals == [grids.TASKS[name].goal()]
+    for i, each in enumerate(demos.trajectories):
+        world.reset(seed=7_000_000 + i)
+        assert each.success
+        assert len(each) == world.distance[world.agent] + 1
+        assert world.distance[world.agent] >= grids.NEAREST
+        colour, shape = grids.COLOURS.index(world.task.colour), grids.SHAPES.index(world.task.shape)
+        middle = grids.SIDE - 1
+        seen = each.image[0][:, middle + world.target[0] - world.agent[0], middle + world.target[1] - world.agent[1]]
+        assert seen[grids.SHAPE + shape] == seen[grids.COLOUR + colour] == 1
+        assert not each.image[:, grids.WALL, middle, middle].any()  # the agent stands in the middle, and never in a wall
+    again = grids.demonstrations(name, 3, 7)
+    assert all((one.image == two.image).all() for one, two in zip(demos.trajectories, again.trajectories, strict=True))
+
+
+def test_a_grid_is_as_its_card_says():
+    world = grids.world("gap")
+    with pytest.raises(AcclimateError, match="call reset first"):
+        world.step(0)
+    seen, info = world.reset(seed=1)
+    assert info == {"goal": "pick up the red ball", "success": False}
+    assert seen["image"].shape == (grids.CHANNELS, grids.VIEW, grids.VIEW)
+    assert len(world.objects) == grids.OBJECTS == len(set(world.objects.values()))
+    with pytest.raises(AcclimateError, match="action = 6"):
+        world.step(6)
+    _, reward, ended, truncated, info = world.step(grids.ACTIONS.index("pick"))
+    assert (reward, ended, truncated, info["success"]) == (0.0, True, False, False)  # nothing lies here
+    for wrong in (False, True):
+        world.reset(seed=2)
+        while world.agent != world.target:
+            world.step(world.expert())
+        assert world.step(grids.ACTIONS.index("done") if wrong else world.expert())[4]["success"] is not wrong
+    world.reset(seed=3)
+    world.agent = (0, 0)
+    seen, *_ = world.step(0)
+    assert (world.agent, seen["state"].tolist()) == ((0, 0), [0, 0, 1])  # blocked
+    for _ in range(grids.LONGEST - 1):
+        _, _, ended, truncated, _ = world.step(0)
+    assert (ended, truncated) == (False, True)
+    first, second = (world.reset(seed=4)[0]["image"], world.reset()[0]["image"])
+    assert (first != second).any()
+    with pytest.raises(AcclimateError, match="nearest: rooms"):
+        grids.world("room")
+    assert grids.TASKS["bands"].goal(1) == "take the yellow ball but stay off red floor"
+
+
+def test_forbidden_floor_ends_an_episode():
+    world = grids.world("cross")
+    world.reset(seed=0)
+    row, column = world.agent
+    for action, (down, right) in enumerate(grids.MOVES):
+        place = (row + down, column + right)
+        if grids._inside(place) and not world.walls[place]:
+            world.floor[place] = grids.COLOURS.index("yellow")
+            _, reward, ended, _, info = world.step(action)
+            assert (reward, ended, info["success"]) == (0.0, True, False)
+            return
+    raise AssertionError("the agent is walled in")
+
+
+def test_new_tasks_join_what_was_never_joined():
+    old = {(task.verb, task.colour, task.shape, bool(task.avoid)) for task in grids.PRETRAINING.values()}
+    assert len(grids.PRETRAINING) == 12
+    assert len(grids.NEW) == 6
+    assert not old & {(task.verb, task.colour, task.shape, bool(task.avoid)) for task in grids.NEW.values()}
+    known = {word for task in grids.PRETRAINING.values() for wording in (0, 1) for word in task.goal(wording).split()}
+    assert {word for task in grids.NEW.values() for wording in (0, 1) for word in task.goal(wording).split()} <= known
+    assert not {task.layout for task in grids.PRETRAINING.values()} & {task.layout for task in grids.NEW.values()}
+
+
+def test_recorded_robots_are_read_as_they_lie(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCLIMATE_DATA", str(tmp_path))
+    (tmp_path / "other" / "demo_mujoco_expert").mkdir(parents=True)
+    parts = {f"{part}_{i}": np.full((4, width), i, np.float32) for i in (0, 1) for part, width in (("observation", 11), ("action", 3))}
+    np.savez(tmp_path / "other" / "demo_mujoco_expert" / "Hopper-v4.npz", **parts)
+    demos = datasets.load("mujoco_demonstrations/hopper")
+    assert [each.state.shape for each in demos.trajectories] == [(4, 11)] * 2
+    assert demos.trajectories[1].actions.tolist() == [[1.0] * 3] * 4
+    assert demos.words == ["forward", "hop", "hopper", "make", "the"]
+    with pytest.raises(AcclimateError, match="nearest: hopper"):
+        datasets.load("mujoco_demonstrations/hoper")
+    with pytest.raises(AcclimateError, match="cannot find"):
+        datasets.load("mujoco_demonstrations/ant")
+
+
+@pytest.mark.skipif(not os.environ.get("ACCLIMATE_DATA"), reason="ACCLIMATE_DATA is not set")
+def test_the_recorded_robots_have_the_widths_of_their_card():
+    for name, widths in {"ant": (27, 8), "half_cheetah": (17, 6), "hopper": (11, 3)}.items():
+        demos = datasets.load(f"mujoco_demonstrations/{name}")
+        assert [len(each) for each in demos.trajectories] == [1000, 1000]
+        assert (demos.trajectories[0].state.shape[1], demos.trajectories[0].actions.shape[1]) == widths
+
+
+# ---- the experiment's verdict
+
+
+def test_each_clause_can_fail_the_claim():
+    module = experiments.load("tail")
+    good = {
+        "own tasks: pretrained": 0.9, "fwt: untuned": 0.2, "weights: LoRA": 1.4, "fwt: LoRA": 0.8, "fwt: full": 0.8,
+        "fwt: full copies": 0.8, "fwt: bottleneck": 0.7, "fwt: prefix": 0.7, "bwt: LoRA": 0.0, "bwt: full": -0.4, "end: LoRA": 0.8,
+        "end: full": 0.4, "end: replay": 0.6, "end: EWC": 0.5, "late: LoRA": 0.8, "late: full": 0.8, "robots: LoRA": 1.0,
+        "robots: full": 1.0,
+    }  # fmt: skip
+
+    def judged(**changed):
+        figures = {arm: [value] * 3 for arm, value in {**good, **changed}.items()}
+        assert module.why(figures).count("not met") == (len(changed) if module.verdict(figures) == "does_not_hold" else 0)
+        return module.verdict(figures)
+
+    assert judged() == "holds"
+    for changed in (
+        {"weights: LoRA": 2.1}, {"fwt: full copies": 0.84}, {"bwt: full": -0.1}, {"bwt: LoRA": 0.01}, {"end: replay": 0.78},
+        {"late: full": 0.84}, {"robots: full": 1.11},
+    ):  # fmt: skip
+        assert judged(**changed) == "does_not_hold"
+    assert judged(**{"own tasks: pretrained": 0.5}) == "not_testable"
+    assert judged(**{"fwt: untuned": 0.75}) == "not_testable"

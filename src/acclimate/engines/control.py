@@ -271,9 +271,9 @@ def rollouts(
     ]
 
 
-def success_rate(policy: Policy | Injected, make: Callable[[], World], seeds: Sequence[int], *, window: int = 0) -> float:
-    """Share of episodes that end in success."""
-    return float(np.mean([each.success for each in rollouts(policy, make, seeds, window=window)]))
+def success_rate(policy: Policy | Injected, make: Callable[[], World], seeds: Sequence[int], **how: int) -> float:
+    """Share of episodes that end in success; ``how`` is as in :func:`rollouts`."""
+    return float(np.mean([each.success for each in rollouts(policy, make, seeds, **how)]))
 
 
 def _window(policy: Policy | Injected, window: int) -> int:

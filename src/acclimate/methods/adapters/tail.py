@@ -43,7 +43,7 @@ class Tail(Strategy):
     share: Annotated[float, Setting("weights of an adapter over weights of the policy, as near as can be", 1e-6, 1)] = 0.01
     size: Annotated[int, Setting("rank, width or positions; 0 = what share allows", 0)] = 0
     scale: Annotated[float, Setting("size of the change that LoRA makes (alpha over rank)", 0)] = 2.0
-    window: Annotated[int, Setting("steps that the policy looks back on (T); 0 = as many as it can", 0)] = 8
+    window: Annotated[int, Setting("steps that the policy looks back on (T); 0 = as many as it can", 0)] = 0
     demos: Annotated[int, Setting("demonstrations of a task that are used", 2)] = 10
     held: Annotated[int, Setting("demonstrations among them that only say when to stop", 1)] = 2
     start: Annotated[str, Setting("what a task's parts begin as: new, or the task before's", choices=("fresh", "previous"))] = "fresh"
