@@ -13,6 +13,18 @@ from acclimate.measure import limited
 FEW = {"batch_tokens": 128, "row_tokens": 32, "precision": "fp32", "checkpoint_every": 10**6}
 
 
+class Notes:
+    """What a strategy is handed that trains by itself: a seed, and a place for what it notes."""
+
+    seed = 0
+
+    def __init__(self):
+        self.notes = {}
+
+    def note(self, name, value):
+        self.notes[name] = value
+
+
 class Bench:
     """What strategies are handed; ``trained`` and ``merges`` remember how they were asked. ``settings`` of training win over theirs."""
 

@@ -21,6 +21,7 @@ from acclimate.method import load
 from acclimate.model.injected import Injected
 from acclimate.models.control import Policy, mixture_log_prob
 from acclimate.parts.continual import backward_transfer, claimed, ewc_penalty, faded, final_success, forward_transfer
+from strategy_tools import Notes
 
 CASES = json.loads((Path(__file__).parent / "reference" / "control.json").read_text())
 SMALL = {"width": 8, "text_blocks": 1, "spatial_blocks": 1, "temporal_blocks": 2, "heads": 2, "goal_width": 4, "window": 3, "stem": 4}
@@ -67,16 +68,6 @@ def walks(goal="go left", count=6, seed=0):
 
 def task(goal, name="", **given):
     return ControlTask(name or goal.replace(" ", "-"), walks(goal, **given), walks(goal, 2, 100))
-
-
-class Bench:
-    seed = 0
-
-    def __init__(self):
-        self.notes = {}
-
-    def note(self, name, value):
-        self.notes[name] = value
 
 
 # ---- numbers of an independent source
@@ -602,7 +593,7 @@ def test_packed_tasks_act_as_before_to_the_bit(walker):
 
 
 def test_the_strategy_learns_tasks_and_goes_on_later(walker):
-    method, bench = load("adapters.tail", size=1, demos=5, held=2, epochs=2, lr=1e-2), Bench()
+    method, bench = load("adapters.tail", size=1, demos=5, held=2, epochs=2, lr=1e-2), Notes()
     first = method.run(bench, start=walker, tasks={"a": walks("go left now"), "b": walks("go right now")})["adapted"]
     assert set(bench.notes["table"]) == {"a", "b"}
     assert bench.notes["table"]["a"]["weights"] == first.trained("a")
@@ -621,11 +612,11 @@ def test_the_strategy_refuses_what_it_cannot_do(walker):
     with pytest.raises(AcclimateError, match="held = 3 leaves nothing"):
         load("adapters.tail", demos=3, held=3)
     with pytest.raises(AcclimateError, match="needs start, a policy"):
-        load("adapters.tail").run(Bench(), start=walker)
+        load("adapters.tail").run(Notes(), start=walker)
     with pytest.raises(AcclimateError, match="kind = 'ia3'"):
         load("adapters.tail", kind="ia3")
     with pytest.raises(AcclimateError, match="window = 8, but the policy looks back on 3"):
-        load("adapters.tail", window=8, demos=4).run(Bench(), start=walker, tasks={"a": walks()})
+        load("adapters.tail", window=8, demos=4).run(Notes(), start=walker, tasks={"a": walks()})
 
 
 # ---- worlds and datasets

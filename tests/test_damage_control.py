@@ -17,6 +17,7 @@ from acclimate.models.transducer import Transducer, loss_of, padded
 from acclimate.parts.damage import ConstrainedSelector
 from acclimate.parts.speech import log_mel, masked, mel_filters, noisy, pitched, word_errors
 from acclimate.parts.transducer import transducer_loss
+from strategy_tools import Notes
 
 WORDS = ("low", "high", "both")
 TONES = {"low": (400,), "high": (1700,), "both": (400, 1700)}
@@ -275,16 +276,6 @@ def test_score_under_bounds():
         ConstrainedSelector(0.0)
 
 
-class Bench:
-    seed = 0
-
-    def __init__(self):
-        self.notes = {}
-
-    def note(self, name, value):
-        self.notes[name] = value
-
-
 def test_the_strategy_keeps_the_best_score_or_the_start(taught, monkeypatch):
     given = {"new": tones(16, 3, 1.25), "held": tones(12, 4, 1.25), "old": {"own": tones(12, 5)}}
     few = {
@@ -297,7 +288,7 @@ def test_the_strategy_keeps_the_best_score_or_the_start(taught, monkeypatch):
         "batch": 8,
         "tuning_lr": [1e-2, 1e-3],
     }
-    bench = Bench()
+    bench = Notes()
     made = load("adapters.damage_control", **few, kappa=1.0, baselines=["full"]).run(bench, start=taught, **given)
     assert set(made) == {"adapted", "adapted.unconstrained", "full", "full.unconstrained"}
     rows = bench.notes["table"]["adapted"]
@@ -320,11 +311,11 @@ def test_the_strategy_refuses_what_it_cannot_do(taught):
     with pytest.raises(AcclimateError, match="names 'head'"):
         load("adapters.damage_control", places=["encoder+head"])
     with pytest.raises(AcclimateError, match="dim = 32, but the network's width is 24"):
-        load("adapters.damage_control").run(Bench(), start=taught, new=tones(2), held=tones(2), old={"own": tones(2)})
+        load("adapters.damage_control").run(Notes(), start=taught, new=tones(2), held=tones(2), old={"own": tones(2)})
     with pytest.raises(AcclimateError, match="names 'all'"):
         load("adapters.damage_control", baselines=["all"])
     with pytest.raises(AcclimateError, match="needs start, new, held, and old"):
-        load("adapters.damage_control").run(Bench(), start=taught, new=tones(2), held=tones(2))
+        load("adapters.damage_control").run(Notes(), start=taught, new=tones(2), held=tones(2))
 
 
 def test_an_adapter_is_saved_alone_and_heard_again(taught, tmp_path):

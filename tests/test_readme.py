@@ -1,6 +1,7 @@
 """README's commands as they are written, on a stand-in for its model: the same family and tokenizer kind, a thousandth of the size.
 
-The stand-in lies where the Hugging Face hub's copies lie, so that the name in the text finds it. Only numbers of steps are made smaller.
+The stand-in lies where the Hugging Face hub's copies lie, so that the name in the text finds it. Numbers of steps and of recalled texts are
+made smaller, and where two commands write to one name they get names of their own.
 """
 
 import json

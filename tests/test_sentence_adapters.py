@@ -16,6 +16,7 @@ from acclimate.engines.sentences import SentenceBatches
 from acclimate.errors import AcclimateError
 from acclimate.execute import run
 from acclimate.experiments.workbench import Workbench
+from acclimate.measure import retrieved
 from acclimate.method import load
 from acclimate.model import Injected, Model
 from acclimate.parts.retrieval import average_precision, recall_at
@@ -392,3 +393,9 @@ def test_a_recipe_measures_encoders_by_what_they_find(encoder, tmp_path):
     assert fitted["change"] == pytest.approx(fitted["value"] - by_model[str(base)]["value"])
     assert fitted["low"] < fitted["value"] < fitted["high"]
     assert (tmp_path / "run" / "report.html").read_text(encoding="utf-8").count("mean average precision")
+
+
+def test_a_domain_in_which_nothing_belongs_together_is_passed_over(encoder, capsys):
+    rows = [{"text": f"Note {i}: the valve opens.", "label": f"c{i}"} for i in range(6)]
+    assert retrieved({"base": encoder}, domain_of("alone", "labelled", rows, "test"), "test") == []
+    assert "base is not measured: domain 'alone'" in capsys.readouterr().err

@@ -10,6 +10,7 @@ import numpy as np
 from .domain import Domain
 from .domain.arrays import ArrayDomain, open_domain, overlap
 from .domain.contamination import contamination
+from .errors import AcclimateError
 from .progress import say
 from .runs import now, provenance
 
@@ -123,24 +124,12 @@ def measure(models: "dict[str, Model]", domain: Domain, texts: list[str], seed: 
     for name, model in models.items():
         if texts and model.kind in ("causal", "masked"):
             bits = score.bits_per_byte(model, texts, what=f"{name} on {domain.name}")
-            value, low, high = bits.interval()
-            row = {
-                "model": name,
-                "domain": domain.name,
-                "metric": "bits_per_byte",
-                "better": "lower",
-                "value": value,
-                "low": low,
-                "high": high,
-                "n": len(texts),
-            }
-            change = dict.fromkeys(("change", "change_low", "change_high", "p", "flips"))
-            first = base.setdefault("bits", bits)
+            first, change = base.setdefault("bits", bits), None
             if first is not bits:
                 gap = statistics.paired_difference(first.bits, first.bytes, bits.bits, bits.bytes)
-                worse = float(np.mean(bits.bits / bits.bytes > first.bits / first.bytes))
-                change = dict(zip(change, (*gap, worse), strict=True))
-            rows.append({**row, **change, "perplexity": bits.perplexity})
+                change = (*gap, float(np.mean(bits.bits / bits.bytes > first.bits / first.bytes)))
+            row = _row(name, domain.name, "bits_per_byte", "lower", bits.interval(), len(texts), change)
+            rows.append({**row, "perplexity": bits.perplexity})
         for task in domain.tasks.values():
             if model.kind != "causal" and (model.kind, task.kind) != ("seq2seq", "generation"):
                 continue  # options are scored by decoders alone
@@ -166,15 +155,18 @@ def retrieved(models: "dict[str, Model]", domain: Domain, split: str) -> list[di
     for name, model in encoders.items():
         encoder = Encoder(model)
         own = [each for each in encoder.domains if each == domain.name or len(encoder.domains) == 1]
-        found, _ = ranked(encoder, domain, split, adapter=own[0] if own else "", most=QUERIES)
-        value, low, high = statistics.mean_interval(found)
-        row = {"model": name, "domain": domain.name, "metric": "mean_average_precision", "better": "higher"}
-        change = dict.fromkeys(("change", "change_low", "change_high", "p", "flips"))
+        try:
+            found, _ = ranked(encoder, domain, split, adapter=own[0] if own else "", most=QUERIES)
+        except AcclimateError as reason:  # nothing to find: what was trained is not to be lost for that
+            say(f"{name} is not measured: {reason}")
+            return []
+        change = None
         if base is not None:
             gap = statistics.paired_difference(base, np.ones(len(base)), found, np.ones(len(found)))
-            change = dict(zip(change, (*gap, float(np.mean(found < base))), strict=True))
+            change = (*gap, float(np.mean(found < base)))
         base = found if base is None else base
-        rows.append({**row, "value": value, "low": low, "high": high, "n": len(found), **change})
+        interval = statistics.mean_interval(found)
+        rows.append(_row(name, domain.name, "mean_average_precision", "higher", interval, len(found), change))
     return rows
 
 
@@ -182,21 +174,19 @@ def _answered(model: str, domain: str, answers: "Answers", before: "Answers | No
     """The row of a model's answers, compared with those of the first model."""
     from .parts import statistics
 
-    value, low, high = answers.interval()
-    row = {
-        "model": model,
-        "domain": domain,
-        "metric": answers.metric,
-        "better": "higher",
-        "value": value,
-        "low": low,
-        "high": high,
-        "n": len(answers.wanted),
-    }
-    change = dict.fromkeys(("change", "change_low", "change_high", "p", "flips"))
+    change = None
     if before is not None:
-        change = dict(zip(change, (*answers.against(before), statistics.negative_flips(before.right, answers.right)[0]), strict=True))
-    return {**row, **change}
+        change = (*answers.against(before), statistics.negative_flips(before.right, answers.right)[0])
+    return _row(model, domain, answers.metric, "higher", answers.interval(), len(answers.wanted), change)
+
+
+def _row(
+    model: str, domain: str, metric: str, better: str, interval: tuple[float, float, float], n: int, change: tuple | None
+) -> dict[str, Any]:
+    """One figure with its interval (value, low, high); ``change``: (difference, low, high, p, flips) against the first model."""
+    row: dict[str, Any] = {"model": model, "domain": domain, "metric": metric, "better": better}
+    row |= dict(zip(("value", "low", "high"), interval, strict=True)) | {"n": n}
+    return row | dict(zip(("change", "change_low", "change_high", "p", "flips"), change or (None,) * 5, strict=True))
 
 
 @singledispatch

@@ -18,6 +18,7 @@ from ..errors import AcclimateError
 from ..method import Setting, Settings
 from ..model.injected import Injected
 from ..models.control import Policy
+from ..parts.schedules import course
 
 FRAMES = 2048  # encoded at once where nothing learns
 
@@ -175,10 +176,10 @@ def clone(
     again = None if replay is None else prepare(learner, replay)
     length = _window(learner, training.window)
     optimizer = torch.optim.AdamW(weights.values(), lr=training.lr, weight_decay=training.weight_decay, fused=True)
-    fixed = {name: weights[name].detach().clone() for name in free or {}}
+    fixed = copied(weights) if free else {}
     draw = torch.Generator().manual_seed(seed)
     per_epoch = -(-len(ready.windows(length)) // training.batch)
-    curve, kept, best, state, step = [], 0, -likelihood(learner, apart, training.window), _copied(weights), 0
+    curve, kept, best, state, step = [], 0, -likelihood(learner, apart, training.window), copied(weights), 0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for epoch in range(1, training.epochs + 1):
@@ -197,7 +198,7 @@ def clone(
                 if not torch.isfinite(loss):
                     raise AcclimateError(f"the loss is {loss.item()} in epoch {epoch}; lower lr (now {training.lr:g}) and run again")
                 for group in optimizer.param_groups:
-                    group["lr"] = training.lr * _rate(step, per_epoch * training.epochs, training)
+                    group["lr"] = training.lr * course(step, per_epoch * training.epochs, training.warmup, training.schedule)
                 optimizer.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(weights.values(), training.clip)
@@ -208,7 +209,7 @@ def clone(
             found = -likelihood(learner, apart, training.window)
             curve.append({"epoch": epoch, "loss": float(np.mean(losses)), "held": found})
             if found < best:
-                kept, best, state = epoch, found, _copied(weights)
+                kept, best, state = epoch, found, copied(weights)
             elif training.patience and epoch - kept >= training.patience:
                 break
     with torch.no_grad():
@@ -282,13 +283,6 @@ def _window(policy: Policy | Injected, window: int) -> int:
     return window or policy.window
 
 
-def _rate(step: int, steps: int, training: Cloning) -> float:
-    if step < training.warmup:
-        return (step + 1) / training.warmup
-    done = (step - training.warmup) / max(1, steps - training.warmup)
-    return 1.0 if training.schedule == "constant" else 0.5 * (1 + float(np.cos(np.pi * min(1.0, done))))
-
-
 def _modes(learner: nn.Module) -> None:
     """Parts whose weights all learn are in training mode, the others in evaluation mode."""
     for module in learner.modules():
@@ -296,7 +290,8 @@ def _modes(learner: nn.Module) -> None:
         module.training = bool(own) and all(weight.requires_grad for weight in own)
 
 
-def _copied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def copied(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights as they are now."""
     return {name: weight.detach().clone() for name, weight in weights.items()}
 
 

@@ -7,7 +7,7 @@ pretrained ones (not the largest), so that the pretrained policy is what is left
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from ..model import fingerprint
 from ..model.injected import Injected
 from ..models.control import Policy
 from ..parts.continual import claimed, ewc_penalty, faded
-from .control import Cloning, Fitted, clone, log_probs, prepare
+from .control import Cloning, Fitted, clone, copied, log_probs, prepare
 
 TASKS, OWN = "tasks.json", "own.safetensors"
 Learner = Policy | Injected
@@ -78,7 +78,7 @@ class Sequential(Arm):
             self.kept.append(task.demos.few(self.replay, seed))
         if self.ewc:
             self.importance = faded(self.importance, importances(self.policy, task.demos, self.training.window), self.decay)
-            self.anchors = {name: weight.detach().clone() for name, weight in self.policy.named_parameters()}
+            self.anchors = copied(dict(self.policy.named_parameters()))
         return made
 
     def using(self, name: str) -> AbstractContextManager[Learner]:
@@ -106,7 +106,8 @@ class Copies(Arm):
 
     def using(self, name: str) -> AbstractContextManager[Learner]:
         """The task's own copy."""
-        return nullcontext(_known(name, self.made))
+        _known(name, self.made)
+        return nullcontext(self.made[name])
 
     @property
     def stored(self) -> int:
@@ -139,7 +140,7 @@ class Packed(Arm):
                 weight.copy_(torch.where(free[name] & ~mine[name], self.first[name], weight))
                 self.owner[name][mine[name]] = len(self.tasks)
         made = clone(self.policy, task.demos, task.held, self.training, seed, free=mine)
-        self.values = {name: weight.detach().clone() for name, weight in self.policy.named_parameters()}
+        self.values = copied(dict(self.policy.named_parameters()))
         return made
 
     @contextmanager
@@ -196,10 +197,9 @@ class TaskAdapters(Arm):
                     self._begin_as(name, before)
             self._put(name)
             self.policy.requires_grad_(False)
-            self.own[name].requires_grad_(True)
             if self.adapter is not None:
                 self.policy.learn(name)
-                self.own[name].requires_grad_(True)
+            self.own[name].requires_grad_(True)
             made = clone(self.policy, task.demos, task.held, self.training, seed)
         except BaseException:
             self._put(None)
@@ -331,10 +331,9 @@ def importances(policy: Policy, demos: Demonstrations, window: int = 0, most: in
     return found
 
 
-def _known(name: str, known: Any) -> Any:
+def _known(name: str, known: Iterable[str]) -> None:
     if name not in known:
         raise AcclimateError(f"no task {name!r} was learned{nearest(name, list(known))}")
-    return known[name] if isinstance(known, Mapping) else name
 
 
 def _count(module: nn.Module) -> int:

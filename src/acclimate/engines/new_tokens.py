@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import AcclimateError
 from ..model import Model, tokenizer_fingerprint
-from ..model.difference import untie
+from ..model.tables import untie
 from .bpe import ConversionError, byte_alphabet, split_pattern
 
 BYTES = byte_alphabet()  # character -> byte

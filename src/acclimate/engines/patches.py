@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..errors import AcclimateError
 from ..files import atomic_dir
 from ..model import Model, quiet
+from ..model.tables import tables, tied
 from ..parts.low_rank import add, shorten, split
 
 Change = tuple[str, Tensor]
@@ -87,7 +88,7 @@ def differences(base: Model, tuned: Model) -> Iterator[Change]:
     if lost:
         where = base.name if lost[0] in own else tuned.name
         raise AcclimateError(f"{tuned.name} and {base.name} are not of one architecture: only {where} has {lost[0]}")
-    by_token = set(_vocabulary(base)) if base.tokenizer.get_vocab() != tuned.tokenizer.get_vocab() else set()
+    by_token = set(tables(base.net)) if base.tokenizer.get_vocab() != tuned.tokenizer.get_vocab() else set()
     rows = shared_rows(base, tuned) if by_token else None
     with torch.no_grad():
         for name, weight in own.items():
@@ -119,7 +120,7 @@ def grown(base: Model, other: Model) -> Model:
     size = other.net.get_input_embeddings().weight.shape[0]
     with quiet(), torch.no_grad():
         made.net.resize_token_embeddings(size, mean_resizing=False)
-        for name in _vocabulary(made):
+        for name in tables(made.net):
             rows = other.net.get_parameter(name).to(made.net.get_parameter(name).dtype, copy=True)
             rows[theirs] = base.net.get_parameter(name)[mine]
             made.net.get_parameter(name).copy_(rows)
@@ -204,11 +205,11 @@ class Patch:
         made = cls({}, {})
         kept = total = 0.0
         layers = dict(base.net.named_modules())
-        tied = base.net.get_output_embeddings() if _tied(base.net) else None
+        second = base.net.get_output_embeddings() if tied(base.net) else None  # the embedding in its other place
         for name, change in some:
             path, _, part = name.rpartition(".")
             total += float(change.double().square().sum())
-            if part == "weight" and _linear(layers.get(path)) and layers[path] is not tied:
+            if part == "weight" and _linear(layers.get(path)) and layers[path] is not second:
                 b, a = split(change, rank=rank, energy=energy)
                 if b.shape[1]:
                     made.low[path] = Low(b, a)
@@ -254,7 +255,7 @@ class Patch:
             pattern["bias"] = "all"  # peft then stores biases where they are, which "lora_only" does not
         if whole := sorted({name.rpartition(".")[0] for name in self.dense if not self._beside(name)}):
             pattern["modules_to_save"] = whole
-            pattern["ensure_weight_tying"] = _tied(net) and any(
+            pattern["ensure_weight_tying"] = tied(net) and any(
                 part.weight is net.get_input_embeddings().weight for part in _saved(net, pattern)
             )
         config = lora_config(net, r=ranks[first], alpha=alphas[first], dropout=0.0, target=list(ranks), **pattern)
@@ -335,18 +336,6 @@ def _config(adapted: Model) -> Any:
     if not adapted.adapted:
         raise AcclimateError(f"{adapted.name} holds no adapter")
     return adapted.net.peft_config[adapted.net.active_adapters[0]]
-
-
-def _tied(net: Any) -> bool:
-    head = net.get_output_embeddings()
-    return head is not None and getattr(head, "weight", None) is net.get_input_embeddings().weight
-
-
-def _vocabulary(model: Model) -> list[str]:
-    """Names of the weights that have a row per token."""
-    layers = [layer for layer in (model.net.get_input_embeddings(), model.net.get_output_embeddings()) if layer is not None]
-    ids = {id(weight) for layer in layers for weight in layer.parameters()}
-    return [name for name, weight in model.net.named_parameters() if id(weight) in ids]
 
 
 def _linear(layer: Any) -> bool:

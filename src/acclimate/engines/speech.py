@@ -5,7 +5,6 @@ of one of many: every checkpoint stands for a run that ended there.
 """
 
 import copy
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -19,6 +18,7 @@ from ..kinds import Adapter
 from ..method import Setting, Settings
 from ..model.injected import Injected
 from ..models.transducer import Transducer, loss_of, padded
+from ..parts.schedules import course
 from ..parts.speech import masked, word_errors
 
 PARTS = {"encoder": ("encoder",), "decoder": ("prediction", "joint"), "full": ("encoder", "prediction", "joint")}
@@ -139,7 +139,7 @@ def tune(
         for step in range(1, max(looks) + 1):
             _modes(learner, learning, training.batch_norm)
             for group in optimizer.param_groups:
-                group["lr"] = training.lr * _rate(step - 1, max(looks), training)
+                group["lr"] = training.lr * course(step - 1, max(looks), training.warmup, training.schedule)
             rows = torch.randint(len(ready.features), (training.batch,), generator=draw).tolist()
             loss = loss_of(learner, *ready.batch(rows, lambda part: masked(part, training.masks, draw))).mean()
             if not torch.isfinite(loss):
@@ -155,13 +155,6 @@ def tune(
                 found.append(Checkpoint(step, rates, made.state_dict(), learner))
     learner.eval()
     return found
-
-
-def _rate(step: int, steps: int, training: SpeechTraining) -> float:
-    if step < training.warmup:
-        return (step + 1) / training.warmup
-    done = (step - training.warmup) / max(1, steps - training.warmup)
-    return 1.0 if training.schedule == "constant" else 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
 def _modes(learner: nn.Module, learning: list[nn.Module], batch_norm: str) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..errors import AcclimateError
 from ..files import atomic_file, digest, lock, read_json, write_json
 from ..method import Setting, Settings
+from ..parts.schedules import course
 from .forward import autocast
 
 LEARNED, STATE, PLAN = "learned.safetensors", "state.pt", "plan.json"
@@ -172,7 +173,7 @@ class _Run:
         norm = torch.nn.utils.clip_grad_norm_(self.weights.values(), self.stage.clip or math.inf)
         if not torch.isfinite(norm):
             raise AcclimateError(f"the gradient is {float(norm)} at step {self.step + 1}; lower the learning rates and run again")
-        factor = _course(self.step, self.stage)
+        factor = course(self.step, self.stage.steps, round(self.stage.warmup * self.stage.steps), self.stage.schedule)
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
         self.optimizer.step()
@@ -228,15 +229,6 @@ def _check_plan(folder: Path, key: str) -> None:
     if path.is_file() and read_json(path).get("key") != key:
         raise AcclimateError(f"{folder} holds a stage with other settings, data or weights; remove it, or choose another folder")
     write_json(path, {"key": key})
-
-
-def _course(step: int, stage: Stage) -> float:
-    """What the rates are multiplied by at a step (from 0)."""
-    warm = round(stage.warmup * stage.steps)
-    if step < warm:
-        return (step + 1) / warm
-    part = (step - warm) / max(1, stage.steps - warm)
-    return {"linear": 1 - part, "cosine": 0.5 * (1 + math.cos(math.pi * part)), "constant": 1.0}[stage.schedule]
 
 
 # weights in files of their own

@@ -64,7 +64,9 @@ class Model(Network):
         if folder is not None and ((folder / "adapter_config.json").exists() or (folder / CONFIG).exists()):
             return cls._load_adapter(ref, folder, dtype, device)
         if folder is not None and (folder / FACTS).exists():
-            return load_difference(folder).to(device or default_device())
+            made = load_difference(folder).to(device or default_device())
+            made.net.to(dtype)
+            return made
         where = str(folder or ref)
         if Path(ref).expanduser().is_file():
             raise AcclimateError(f"{ref} is a file, but a model is a folder: give the one that save_pretrained wrote")

@@ -2,14 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from ..errors import AcclimateError
 from ..files import atomic_dir, read_json, write_json
 from .network import fingerprint
+from .tables import tables, tied, untie
 
 if TYPE_CHECKING:
     from . import Model
@@ -26,15 +26,15 @@ def save_difference(model: "Model", base: "Model", folder: str | Path) -> Path:
     from safetensors.torch import save_file
 
     folder, old, kept, seen = Path(folder), base.net.state_dict(), {}, set()
-    tables = _tables(model.net)
+    by_token = set(tables(model.net))
     for name, value in model.net.state_dict().items():
         if value.data_ptr() in seen:  # a tied table, stored once
             continue
         seen.add(value.data_ptr())
         before = old.get(name)
-        if before is None or before.dtype != value.dtype or (before.shape != value.shape and name not in tables):
+        if before is None or before.dtype != value.dtype or (before.shape != value.shape and name not in by_token):
             kept[f"whole/{name}"] = value
-        elif name in tables:
+        elif name in by_token:
             same = min(len(before), len(value))
             rows = torch.cat([(before[:same] != value[:same]).any(1).nonzero()[:, 0].cpu(), torch.arange(same, len(value))])
             if len(rows):
@@ -43,7 +43,7 @@ def save_difference(model: "Model", base: "Model", folder: str | Path) -> Path:
             kept[f"whole/{name}"] = value
     facts = {
         "base": base.source, "base_fingerprint": base.fingerprint, "fingerprint": fingerprint(model.net),
-        "rows": len(model.net.get_input_embeddings().weight), "tied": _tied(model), "made": model.notes.get("made", {}),
+        "rows": len(model.net.get_input_embeddings().weight), "tied": tied(model.net), "made": model.notes.get("made", {}),
     }  # fmt: skip
     with atomic_dir(folder) as temporary:
         save_file({name: value.detach().cpu().contiguous().clone() for name, value in kept.items()}, temporary / WEIGHTS)
@@ -73,7 +73,7 @@ def load_difference(folder: str | Path, base: "Model | None" = None) -> "Model":
     made = base.copy(folder.name)
     if facts["rows"] != len(made.net.get_input_embeddings().weight):
         made.net.resize_token_embeddings(facts["rows"], mean_resizing=False)
-    if _tied(made) and not facts["tied"]:
+    if tied(made.net) and not facts["tied"]:
         untie(made.net)
     state = made.net.state_dict()
     for name, value in kept.items():
@@ -87,24 +87,3 @@ def load_difference(folder: str | Path, base: "Model | None" = None) -> "Model":
     if made.fingerprint != facts["fingerprint"]:
         raise AcclimateError(f"{folder}: put on {base.name} again it gives other weights than were saved; save it again")
     return made
-
-
-def untie(net: Any) -> None:
-    """Give a network whose embedding is its output layer too a table for each."""
-    net.config.tie_word_embeddings = False
-    head = net.get_output_embeddings()
-    head.weight = nn.Parameter(net.get_input_embeddings().weight.detach().clone())
-    if hasattr(net, "all_tied_weights_keys"):
-        net.all_tied_weights_keys = {}
-
-
-def _tables(net: Any) -> set[str]:
-    """Names of the tensors that have a row per token."""
-    parts = [part for part in (net.get_input_embeddings(), net.get_output_embeddings()) if part is not None]
-    places = {value.data_ptr() for part in parts for value in part.parameters()}
-    return {name for name, value in net.state_dict().items() if value.data_ptr() in places}
-
-
-def _tied(model: Any) -> bool:
-    head = model.net.get_output_embeddings()
-    return head is not None and head.weight is model.net.get_input_embeddings().weight

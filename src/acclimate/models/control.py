@@ -7,7 +7,6 @@ one block whose layers have the usual names (``self_attn.q_proj``, ``mlp.down_pr
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,18 +15,19 @@ from torch.nn import functional
 
 from ..domain.demonstrations import words_of
 from ..errors import AcclimateError, nearest
-from ..files import atomic_dir, read_json, write_json
+from .stored import Stored
 
-CONFIG, WEIGHTS = "policy.json", "model.safetensors"
 LEAST_SPREAD = 1e-2  # of the mixture's parts: an expert without noise would draw it to 0 and the likelihood to infinity
 
 
-class Policy(nn.Module):
+class Policy(Stored):
     """Goal, image and state of each step -> scores of actions [row, step, score]; a step sees itself and the steps before it.
 
     words: the vocabulary of goals. image: (channels, side), or None; state: width, or 0. actions: number of choices, or 0 for vectors of
     ``action_width`` numbers under a mixture of ``mixtures`` Gaussians. window: how many steps it can look back on, itself among them.
     """
+
+    title = "policy"
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Policy(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
-        self.settings: dict[str, Any] = {
+        self.settings = {
             "words": list(words), "image": None if image is None else list(image), "state": state, "actions": actions,
             "action_width": action_width, "width": width, "text_blocks": text_blocks, "spatial_blocks": spatial_blocks,
             "temporal_blocks": temporal_blocks, "heads": heads, "goal_width": goal_width, "window": window, "longest": longest,
@@ -124,27 +124,6 @@ class Policy(nn.Module):
         logits, rest = scores.split([count, scores.shape[-1] - count], -1)
         means, spread = rest.unflatten(-1, (2, count, self.action_width)).unbind(-3)
         return logits, means, functional.softplus(spread) + LEAST_SPREAD
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Settings and weights, whole or not at all."""
-        from safetensors.torch import save_file
-
-        with atomic_dir(folder) as place:
-            write_json(place / CONFIG, self.settings)
-            save_file({name: value.contiguous() for name, value in self.state_dict().items()}, place / WEIGHTS)
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "Policy":
-        """A saved policy, in evaluation mode."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        made = cls(**read_json(Path(folder) / CONFIG))
-        try:
-            made.load_state_dict(load_file(Path(folder) / WEIGHTS))
-        except (SafetensorError, RuntimeError, OSError) as error:
-            raise AcclimateError(f"{folder} holds no whole policy: {str(error).splitlines()[-1].strip()}; save it again") from error
-        return made.eval()
 
 
 def mixture_log_prob(logits: Tensor, means: Tensor, spreads: Tensor, actions: Tensor, real: Tensor | None = None) -> Tensor:

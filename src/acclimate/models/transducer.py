@@ -7,7 +7,6 @@ Modules that adapters stand behind: ``encoder.blocks.<n>``, ``prediction`` and `
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,20 +15,21 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import AcclimateError, nearest
-from ..files import atomic_dir, read_json, write_json
 from ..parts.speech import log_mel, mel_filters
 from ..parts.transducer import transducer_loss
+from .stored import Stored
 
 BLANK = 0
-CONFIG, WEIGHTS = "transducer.json", "model.safetensors"
 Rows = tuple[Tensor, Tensor]  # padded [row, place, ...] and how many places of each row are real [row]
 
 
-class Transducer(nn.Module):
+class Transducer(Stored):
     """Log-mel features [row, frame, band] and the words said so far [row, symbol] -> scores [row, frame / 4, symbol + 1, word + 1].
 
     ``words`` are what it can hear, numbered from 1; 0 is the blank. ``settings`` makes another one like it.
     """
+
+    title = "transducer"
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class Transducer(nn.Module):
         dropout: float = 0.1,
     ):
         super().__init__()
-        self.settings: dict[str, Any] = {
+        self.settings = {
             "words": list(words), "width": width, "blocks": blocks, "heads": heads, "bands": bands, "rate": rate, "dropout": dropout,
         }  # fmt: skip
         self.words, self.width, self.rate = tuple(words), width, rate
@@ -90,27 +90,6 @@ class Transducer(nn.Module):
                 for row in going.nonzero()[:, 0].tolist():
                     found[row].append(self.words[int(best[row]) - 1])
         return [tuple(words) for words in found]
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Settings and weights, whole or not at all."""
-        from safetensors.torch import save_file
-
-        with atomic_dir(folder) as place:
-            write_json(place / CONFIG, self.settings)
-            save_file({name: value.contiguous() for name, value in self.state_dict().items()}, place / WEIGHTS)
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "Transducer":
-        """A saved transducer, in evaluation mode."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        made = cls(**read_json(Path(folder) / CONFIG))
-        try:
-            made.load_state_dict(load_file(Path(folder) / WEIGHTS))
-        except (SafetensorError, RuntimeError, OSError) as error:
-            raise AcclimateError(f"{folder} holds no whole transducer: {str(error).splitlines()[-1].strip()}; save it again") from error
-        return made.eval()
 
 
 def loss_of(net: Any, features: Tensor, frames: Tensor, targets: Tensor, lengths: Tensor) -> Tensor:
