@@ -3,6 +3,7 @@
 Pfeiffer et al. 2021 (AdapterFusion), section 3, https://arxiv.org/abs/2005.00247; blocks as in Poth et al. 2023, https://arxiv.org/abs/2311.11077
 Use to join what was learned apart, e.g. a domain's adapter below a task's: ``tree="stack(law, task)"``, by the names of the models. A
 fusion starts as plain attention and learns when a domain is given (the adapters stay as they are); without one it is near their mean.
+LoRA of peft's, or made by ``adapters.lora``, is read into our form: of linear layers, without trained biases or whole layers.
 Left out: the penalty that holds a fusion's value matrix near the identity (``Fusion.penalty`` gives it); heads of the adapters' own.
 
 >>> made = Compose(tree="stack(law, average(a, b; 0.25, 0.75))")
@@ -13,6 +14,7 @@ Left out: the penalty that holds a fusion's value matrix near the identity (``Fu
 from typing import Annotated, Any
 
 from ...domain import Domain
+from ...engines.factors import held, put_factors
 from ...errors import AcclimateError
 from ...kinds import Strategy
 from ...method import Setting, load
@@ -37,21 +39,32 @@ class Compose(Strategy):
     def run(  # type: ignore[override]
         self, tools: Any, start: Model, tuned: list[Model], fusion: Domain | None = None
     ) -> dict[str, Model]:
-        """start: the common base. tuned: models with one adapter of our own each. fusion: what the attention of Fuse blocks learns from."""
+        """start: the common base. tuned: models with one adapter each, our own or peft's LoRA. fusion: what Fuse blocks learn from.
+
+        Raises AcclimateError for a tree that is empty or names no model, and for a model with no such adapter or one of another base.
+        """
         if not self.parsed:
             raise AcclimateError("compose: say how with tree, e.g. tree: stack(law, task)")
         made = start.copy("composed", share=True)
+        identity = made.fingerprint
         net = Injected(made.net)
         given = {model.name: model for model in tuned}
         for name in dict.fromkeys(names(self.parsed)):
             if name not in given:
                 raise AcclimateError(f"compose: the tree names {name!r}, but the models are {', '.join(given)}")
-            other = given[name].net
-            if not isinstance(other, Injected) or len(other.specs) != 1:
-                raise AcclimateError(f"compose: {name} holds no single adapter of our own (bottleneck, hydra ...)")
-            net.take(name, other)
+            other, base = given[name].net, given[name].notes.get("base_fingerprint")
+            if not given[name].adapted or (isinstance(other, Injected) and len(other.specs) != 1):
+                raise AcclimateError(f"compose: {name} holds no single adapter; give models with one each (bottleneck, hydra, lora ...)")
+            if base and base != identity:
+                raise AcclimateError(
+                    f"compose: {name} was trained on a base with weights {base}, but {start.name} has {identity}; start from that base"
+                )
+            if isinstance(other, Injected):
+                net.take(name, other)
+            else:
+                put_factors(net, name, held(name, other))
         made.net = net.activate(self.parsed).learn().eval()
-        made.notes |= {"base": start.source, "base_fingerprint": start.fingerprint}
+        made.notes |= {"base": start.source, "base_fingerprint": identity}
         if fusion is None or not list(fusions(self.parsed)):
             return {"composed": made}
         made.net.learn(fusions=True)
