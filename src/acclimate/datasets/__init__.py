@@ -2,7 +2,7 @@
 
 A dataset is a module here with ``CARD`` (source, licence, size, columns, hub), ``domains()`` and ``load(domain)``. One that
 is a single domain has no sub-domains and is loaded by its own name. One of images or other numbers gives Arrays instead of a Domain,
-and says so with ``"form": "arrays"`` in its card.
+and says so with ``"form": "arrays"`` in its card; one of graphs gives a Graph each (``"graph"``), one of recordings Speech (``"speech"``).
 
 >>> names()["gsm8k"]
 'GSM8K: grade-school arithmetic word problems with worked answers, as conversations.'
@@ -49,7 +49,7 @@ def card(name: str) -> dict[str, Any]:
     return {"name": name, "about": (module.__doc__ or "").strip(), **module.CARD, "domains": module.domains()}
 
 
-def load(name: str) -> Any:  # a Domain, or Arrays
+def load(name: str) -> Any:  # a Domain, Arrays, a Graph, or Speech
     """Load ``"dataset/sub-domain"`` (``"lm/legal"``), or ``"dataset"`` where the dataset is one domain (``"gsm8k"``).
 
     Raises AcclimateError for unknown names, for a missing sub-domain and for data that is nowhere to be found.

@@ -167,6 +167,10 @@ def _named(name: str, source: str, options: Options) -> "Domain":
     if idle:
         raise AcclimateError(f"{source} is a named dataset with splits of its own; leave out {', '.join(idle)}")
     domain = importlib.import_module("acclimate.datasets").load(source)
+    if not hasattr(domain, "splits"):
+        raise AcclimateError(
+            f"{source} is a {type(domain).__name__}, neither text nor arrays; load it with acclimate.datasets.load in Python"
+        )
     tables = domain.splits
     if options.limit:
         tables = {split: rows.select(range(min(options.limit, len(rows)))) for split, rows in tables.items()}
