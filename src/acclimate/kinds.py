@@ -3,11 +3,11 @@
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .method import Method
+from .method import Method, arguments
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 class Data(Method):
@@ -182,54 +182,95 @@ class Agents(Method):
 
 
 class _Shift(Method):
-    """The common face of methods whose step is a sequence of (loss, who learns). Engine: shift."""
+    """The common face of methods that train a learner (engines/shift): its step is a sequence of (loss, who learns).
+
+    ``step`` asks for words: ``learner``, ``source`` or ``domains``, ``target``. It yields a loss, from which everyone learns; (loss,
+    players), where players are names (featurizer, head, norms, a part); or a list of these, made from the same weights and played at
+    once. What ``build`` gives stands in ``learner.parts``, what has to be remembered in ``learner.memory``. All else may be left out.
+    """
 
     verb = "step"
+    least: ClassVar[int] = 1  # labelled domains without which the method has no meaning
+    training: ClassVar[dict[str, Any]] = {}  # the paper's training settings, where they are not the engine's (engines/shift Training)
+
+    @classmethod
+    def source_free(cls) -> bool:
+        """Whether no source row is seen: the method starts from a model that was trained on them."""
+        return not {"source", "domains"} & set(arguments(cls, "step"))
+
+    def build(self, learner: Any) -> "dict[str, nn.Module]":
+        """Parts beside featurizer and head that the method trains, by name."""
+        return {}
+
+    def begin(self, learner: Any, source: Any, target: Any) -> None:
+        """Before the first step; source and target are all rows that may be seen, or None."""
+
+    def refresh(self, learner: Any, source: Any, target: Any) -> None:
+        """Before every pass over the largest domain, the first one too."""
+
+    def end(self, learner: Any, source: Any, target: Any) -> None:
+        """After the last step, with the weights that were kept."""
+
+    def predict(self, learner: Any, x: "Tensor") -> "Tensor":
+        """Scores of the classes [row, class] of rows of a domain that nobody names."""
+        return learner(x)
 
 
 class DomainAdaptation(_Shift):
-    """Labelled source, unlabelled target."""
+    """Labelled source, unlabelled target. Engine: shift."""
 
     room = "domain_adaptation"
 
 
 class DomainGeneralization(_Shift):
-    """Several labelled domains, an unseen target."""
+    """Several labelled domains, an unseen target. Engine: shift."""
 
     room = "domain_generalization"
 
 
-class TestTime(Method):
-    """Adapts while it predicts. Engine: online."""
+class TestTime(_Shift):
+    """Adapts while it predicts. Engine: online; a ``step``, where the method has one, trains the source model (engine: shift).
+
+    ``adapt`` sees one batch of a stream. It yields losses like ``step`` and returns the scores [row, class]. ``reset`` of the engine
+    restores weights, memory and optimizer exactly.
+    """
 
     room = "test_time"
-    verb = "predict"
+    verb = "adapt"
 
     @abstractmethod
-    def predict(self, batch: Any) -> "Tensor":
-        """Logits [batch, class]; ``reset`` restores the source model exactly."""
+    def adapt(self, learner: Any, x: "Tensor") -> Any:
+        """A generator that yields (loss, who learns) and returns scores; or the scores themselves."""
+
+    def step(self, learner: Any, domains: Any) -> Any:
+        """Training of the source model: plain unless the method says more."""
+        yield learner.loss(learner(domains.x), domains.y)
 
 
-class ActiveLearning(Method):
-    """Chooses what to label next. Engine: shift."""
+class ActiveLearning(_Shift):
+    """Chooses what to label next. Engine: active; ``step`` trains between the rounds (engine: shift)."""
 
     room = "active_learning"
     verb = "query"
 
     @abstractmethod
-    def query(self, pool: Any, budget: int) -> "np.ndarray":
-        """Indices into the pool, ``budget`` of them."""
+    def query(self, learner: Any, pool: Any, budget: int) -> "np.ndarray":
+        """Indices into the unlabelled pool, ``budget`` of them, the most wanted first."""
 
 
-class Continual(Method):
-    """Learns one task after another. Engines: train, shift."""
+class Continual(_Shift):
+    """Learns one task after another. Engine: continual.
+
+    ``step`` sees a batch of the task at hand (and ``replay``, where it asks for it); ``before`` and ``after`` a whole task.
+    """
 
     room = "continual"
-    verb = "penalty"
 
-    @abstractmethod
-    def penalty(self) -> "Tensor":
-        """What the loss pays for moving away from earlier tasks: scalar."""
+    def before(self, learner: Any, task: Any) -> None:
+        """Before a task's first step; ``task`` holds all its rows (batch), its number and its classes."""
+
+    def after(self, learner: Any, task: Any) -> None:
+        """After a task's last step."""
 
 
 class Evaluation(Method):

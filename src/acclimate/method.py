@@ -108,6 +108,8 @@ class Field:
                 continue
             if isinstance(value, plain):
                 return value
+            if plain is tuple and isinstance(value, list):  # as JSON and YAML read them
+                return tuple(value)
             if plain in (int, float) and isinstance(value, (int, float, str)):
                 try:
                     number = float(value)
@@ -151,7 +153,12 @@ class Method(Settings):
 
 
 def _arguments(cls: type[Method]) -> dict[str, inspect.Parameter]:
-    found = dict(inspect.signature(getattr(cls, cls.verb)).parameters)
+    return arguments(cls, cls.verb)
+
+
+def arguments(cls: type[Method], function: str) -> dict[str, inspect.Parameter]:
+    """The arguments of one of a method's functions by name, self left out."""
+    found = dict(inspect.signature(getattr(cls, function)).parameters)
     found.pop("self", None)
     return found
 

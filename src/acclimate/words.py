@@ -35,4 +35,14 @@ WORDS: dict[str, str] = {
     "anchors": "embeddings of the first texts [row, width]; needs pairs of texts",
     "positives": "embeddings of the texts that belong to them, row by row [row, width]",
     "negatives": "embeddings of texts that do not belong to them [row, width]",
+    # domains under shift (engines/shift): batches with x [row, *shape], y [row], domain [row], rows [row]
+    "learner": "what learns: features, head, the method's parts, memory, progress, generator (engines.shift.Learner)",
+    "source": "a batch of every labelled source domain, domain after domain",
+    "domains": "the same where there is no target: a batch of every labelled domain, domain after domain",
+    "target": "a batch of the target without labels (y is None)",
+    "labelled": "rows of the target whose labels were asked for so far, a batch of them; None before the first query",
+    "replay": "rows of earlier tasks from the memory, a batch of them; None in the first task",
+    "pool": "all unlabelled rows of the target that may still be asked for",
+    "budget": "how many labels may be asked for in this round",
+    "x": "a batch of a stream, without labels [row, *shape]",
 }

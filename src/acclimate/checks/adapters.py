@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..kinds import Adapter
-from ..model.injected import CONFIG, WEIGHTS, Injected
+from ..model.adapter_files import CONFIG, WEIGHTS
+from ..model.injected import Injected
 from . import tiny
 from .common import expect
 

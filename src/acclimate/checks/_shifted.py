@@ -1,0 +1,237 @@
+"""Checks of every method that trains a learner under shift, on rows of two modalities; the rooms' own files add theirs."""
+
+import contextlib
+import copy
+import itertools
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..engines.shift import Batch, Data, Learner, Pool, Training, accuracy, fit
+from ..engines.shift.loop import seeded
+from ..method import arguments, load
+from ..words import WORDS
+from . import tiny
+from .common import expect
+
+STEPS = 6
+
+
+def table(target: bool = True) -> Data:
+    """Three labelled domains of two classes in four columns, each shifted a little, and a target that is shifted further.
+
+    The first two columns tell the classes; the other two say which domain a row is of. In the target the first two are moved as well, so
+    that plain training on the sources takes many rows of one class for the other.
+    """
+    draw = torch.Generator().manual_seed(0)
+    pools = []
+    for number, shift in enumerate([0.0, 0.4, -0.4, 1.6]):
+        y = torch.arange(48) % 2
+        x = 0.5 * torch.randn(48, 4, generator=draw)
+        x[:, :2] += 2.0 * y[:, None] - 1
+        x[:, 2:] += shift
+        if number == 3:
+            x[:, :2] += 1.4
+        pools.append(Pool(f"domain {number}", x, y, about=torch.tensor([float(number), shift])))
+    sources, last = pools[:3], pools[3]
+    gaps = (torch.arange(4.0)[:, None] - torch.arange(4.0)).abs()
+    return Data(
+        sources, last.unlabelled() if target else None, sources, ["no", "yes"],
+        gaps if target else gaps[:3, :3], oracle=last,
+    )  # fmt: skip
+
+
+def images(target: bool = True) -> Data:
+    """The same as pictures of 8 x 8 in one colour: a bar that lies or stands, on a brightness of the domain's own."""
+    draw = torch.Generator().manual_seed(1)
+    pools = []
+    for number, light in enumerate([0.1, 0.3, 0.2, 0.6]):
+        y = torch.arange(24) % 2
+        x = light + 0.1 * torch.rand(24, 1, 8, 8, generator=draw)
+        for row, kind in enumerate(y.tolist()):
+            place = int(torch.randint(1, 7, (1,), generator=draw))
+            (x[row, 0, place] if kind else x[row, 0, :, place]).add_(0.5)
+        pools.append(Pool(f"domain {number}", x, y, about=torch.tensor([float(number), light])))
+    gaps = (torch.arange(4.0)[:, None] - torch.arange(4.0)).abs()
+    return Data(pools[:3], pools[3].unlabelled() if target else None, (), ["lies", "stands"], gaps if target else gaps[:3, :3])
+
+
+MODALITIES = {"table": table, "images": images}
+
+
+def learner(modality: str, seed: int = 0) -> Learner:
+    """A network for one of them: two layers, or a small convolutional one with batch-norm."""
+    from ..models.convnet import ConvNet
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if modality == "table":
+            return Learner(nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU()), ["no", "yes"], width=8)
+        return Learner(ConvNet(width=4, channels=1), ["lies", "stands"])
+
+
+def training(method: Any, **given: Any) -> Training:
+    """The method's own training settings, short and in small batches."""
+    return Training(**{**method.training, "batch": 8, "target_batch": 0, "steps": STEPS, **given})
+
+
+def example(method: Any, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+    """The losses of one step on the table, no weight being changed in between."""
+    made, data = learner("table").to(dtype), table()
+    arrays = {"source": torch.cat([pool.x[:8] for pool in data.labelled]).to(dtype), "target": data.target.x[:24].to(dtype)}  # type: ignore[union-attr]
+    y = torch.cat([pool.y[:8] for pool in data.labelled if pool.y is not None])
+
+    def losses(learner: Learner, source: Tensor, target: Tensor) -> list[Tensor]:
+        return one_step(method, copy.deepcopy(learner), source, y, [8] * 3, target)
+
+    return losses, {"learner": made, **arrays}
+
+
+def reference_number(method: Any, inputs: dict[str, Any]) -> list[float]:
+    """The losses of one step: x [row, column] are the features, ``head`` [class, column] the head without bias, parts filled by tiny.fill.
+
+    ``sizes`` are rows per source domain; ``step`` and ``progress`` where they matter. With ``predict`` the scores of these rows instead.
+    """
+    head = torch.tensor(inputs["head"])
+    made = Learner(nn.Identity(), len(head), width=head.shape[1])
+    with torch.no_grad():
+        made.head.weight.copy_(head)  # type: ignore[union-attr]
+        made.head.bias.zero_()  # type: ignore[union-attr]
+    made.step, made.progress = inputs.get("step", 0), inputs.get("progress", 0.0)
+    source = torch.tensor(inputs["source"])
+    target = torch.tensor(inputs["target"]) if inputs.get("target") else None
+    losses = one_step(method, made, source, torch.tensor(inputs["y"]), inputs["sizes"], target, filled=True)
+    if "predict" in inputs:
+        return method.predict(made, torch.tensor(inputs["predict"])).flatten().tolist()
+    return [loss.item() for loss in losses]
+
+
+def one_step(
+    method: Any, made: Learner, source: Tensor, y: Tensor, sizes: list[int], target: Tensor | None = None, filled: bool = False
+) -> list[Tensor]:
+    """The losses that one step yields, after ``build``, ``begin`` and ``refresh``, with the weights as they are."""
+    count = len(sizes)
+    domain = torch.repeat_interleave(torch.arange(count), torch.tensor(sizes))
+    batch = Batch(source, y, domain, torch.arange(len(source)), sizes)
+    other = None
+    if target is not None:
+        other = Batch(target, None, torch.full((len(target),), count), torch.arange(len(target)), [len(target)])
+    made.domains = [f"domain {number}" for number in range(count + (other is not None))]
+    made.distances = (torch.arange(len(made.domains))[:, None] - torch.arange(len(made.domains))).abs().float()
+    made.about = torch.arange(len(made.domains)).to(source)[:, None]
+    words: dict[str, Any] = {"learner": made, "source": batch, "domains": batch, "target": other}
+    with seeded(0, made):
+        made.parts.update({name: part.to(source.dtype) for name, part in method.build(made).items()})
+        if filled:
+            tiny.fill(made.parts.parameters())
+        method.begin(made, batch, other)
+        method.refresh(made, batch, other)
+        asked = arguments(type(method), "step")
+        found = list(method.step(**{name: words[name] for name in asked if name in words}))
+    plays = [play for group in found for play in (group if isinstance(group, list) else [group])]
+    return [play[0].detach() if isinstance(play, tuple) else play.detach() for play in plays]
+
+
+# checks that rooms share: each takes the class
+
+
+def check_words(cls: Any) -> None:
+    """The arguments of step are words of the closed list."""
+    for word in arguments(cls, "step"):
+        expect(word in WORDS, f"argument {word!r} of step is no word: see words.py")
+    expect("learner" in arguments(cls, "step"), "step does not ask for the learner, so nothing can learn")
+
+
+def check_modalities(cls: Any) -> None:
+    """It runs on rows of numbers and on images, moves weights, and leaves finite ones."""
+    for name in MODALITIES:
+        made, before = trained(cls, name), dict(start(cls, name)[0].named_parameters())
+        now = dict(made.named_parameters())
+        expect(any(not torch.equal(before[key], now[key]) for key in before), f"training on {name} moves no weight")
+        expect(all(bool(value.isfinite().all()) for value in now.values()), f"training on {name} leaves weights that are not finite")
+
+
+def check_same_seed(cls: Any) -> None:
+    """The same seed gives the same weights."""
+    _equal(trained(cls, "table"), trained(cls, "table"), "the same seed gives other weights")
+
+
+def check_resumes(cls: Any) -> None:
+    """A run that is killed on its way ends with the weights of one that is not."""
+    for name in MODALITIES:
+        with tempfile.TemporaryDirectory() as folder:
+            with contextlib.suppress(KeyboardInterrupt):
+                trained(cls, name, folder=Path(folder), dies=5)
+            again = trained(cls, name, folder=Path(folder))
+        _equal(trained(cls, name), again, f"killed and resumed on {name} it ends elsewhere; keep what it needs in learner.memory")
+
+
+def check_learns(cls: Any, least: float = 0.9) -> None:
+    """On rows that can be learned, it learns: ``least`` of the source rows are right, or of the target's where no source is seen."""
+    made, data = start(cls, "table")
+    method = cls()
+    fit(method, made, data, training(method, steps=150, batch=24, choose="last", **QUICK))
+    pools = data.labelled or [data.oracle]
+    found = sum(accuracy(method, made, pool) for pool in pools if pool) / len(pools)
+    expect(found >= least, f"after 150 steps {found:.0%} of the rows are right, fewer than {least:.0%}")
+
+
+def check_beats_source_only(cls: Any) -> None:
+    """On a target that is moved away from the sources, more rows are right than after plain training on the sources."""
+    plain, data = source_model("table")
+    made, own = start(cls, "table")
+    method = cls()
+    fit(method, made, own, training(method, steps=300, batch=24, choose="last", **QUICK))
+    erm = load("domain_generalization.erm")
+    assert data.oracle is not None
+    before, after = accuracy(erm, plain, data.oracle), accuracy(method, made, data.oracle)
+    expect(after > before, f"{after:.0%} of the target's rows are right, but {before:.0%} after plain training on the sources")
+
+
+QUICK: dict[str, Any] = {"optimizer": "adam", "lr": 0.01, "schedule": "constant", "rates": None, "weight_decay": 0.0}
+
+
+def start(cls: Any, modality: str) -> tuple[Learner, Data]:
+    """What a method starts from: a fresh learner and all data, or a source model and the target where no source row may be seen."""
+    return source_model(modality) if cls.source_free() else (learner(modality), MODALITIES[modality]())
+
+
+@cache
+def _source_weights(modality: str) -> dict[str, Tensor]:
+    data, made, erm = MODALITIES[modality](), learner(modality), load("domain_generalization.erm")
+    fit(erm, made, data, training(erm, steps=300, batch=24, choose="last", **QUICK))
+    return made.state_dict()
+
+
+def source_model(modality: str) -> tuple[Learner, Data]:
+    """A learner that plain training on the sources made, and the data without the sources."""
+    made, data = learner(modality), MODALITIES[modality]()
+    made.load_state_dict(_source_weights(modality))
+    return made, Data(target=data.target, classes=data.classes, oracle=data.oracle)
+
+
+def trained(cls: Any, modality: str, *, folder: Path | None = None, dies: int = 0) -> Learner:
+    """A learner after a few steps with the method's own training settings; ``dies`` is the step at which the process is killed."""
+    made, data = start(cls, modality)
+    method = cls()
+    if dies:
+        step, count = method.step, itertools.count(1)
+
+        def dying(**words: Any) -> Any:
+            if next(count) >= dies:
+                raise KeyboardInterrupt
+            yield from step(**words)
+
+        method.step = dying
+    fit(method, made, data, training(method, choose="last", checkpoints=2), folder=folder)
+    return made
+
+
+def _equal(one: Learner, two: Learner, message: str) -> None:
+    first, second = one.state_dict(), two.state_dict()
+    wrong = [name for name in first if not torch.equal(first[name], second[name])]
+    expect(not wrong, f"{message}: {', '.join(wrong[:3])}")

@@ -1,0 +1,113 @@
+"""What learns: a featurizer and a head, which never know the modality, and the parts that a method puts beside them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ...errors import AcclimateError, nearest
+from ...parts.heads import HEADS
+
+BLOCK = 512  # rows at a time where nothing learns
+Players = str | Sequence[str] | None
+
+
+class Learner(nn.Module):
+    """``features`` x -> [row, width], ``head`` -> [row, class]; what a method builds stands in ``parts``, what it remembers in ``memory``.
+
+    ``step``, ``progress`` (0 to 1) and ``generator`` are set by the engine at every step. ``memory`` may hold tensors, numbers, text, and
+    lists and dicts of these; it is stored and restored with the weights.
+    """
+
+    def __init__(
+        self,
+        featurizer: nn.Module,
+        classes: Sequence[str] | int,
+        *,
+        width: int = 0,
+        head: str | nn.Module = "linear",
+        dropout: float = 0.0,
+        smoothing: float = 0.0,
+    ):
+        super().__init__()
+        self.names = list(map(str, range(classes) if isinstance(classes, int) else classes))
+        self.width = width or int(featurizer.features)  # type: ignore[arg-type]
+        if isinstance(head, str):
+            if head not in HEADS:
+                raise AcclimateError(f"no head {head!r}{nearest(head, HEADS)}")
+            head = HEADS[head](self.width, max(1, len(self.names)))
+        self.featurizer, self.head, self.parts = featurizer, head, nn.ModuleDict()
+        self.dropout, self.smoothing = nn.Dropout(dropout), smoothing
+        self.memory: dict[str, Any] = {}
+        self.domains: list[str] = []  # names by number: labelled domains, then the target
+        self.about: Tensor | None = None  # facts of each domain [domain, fact]
+        self.distances: Tensor | None = None  # between domains [domain, domain]
+        self.step, self.progress = 0, 0.0
+        self.generator = torch.Generator().manual_seed(0)
+
+    @property
+    def classes(self) -> int:
+        """How many classes there are; 0 where values are predicted."""
+        return len(self.names)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return next(self.parameters()).device
+
+    def features(self, x: Tensor) -> Tensor:
+        """Features of rows, dropout included [row, width]."""
+        return self.dropout(self.featurizer(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores of the classes [row, class]."""
+        return self.head(self.features(x))
+
+    def loss(self, scores: Tensor, y: Tensor, each: bool = False) -> Tensor:
+        """Cross-entropy (with the source model's label smoothing), or the squared error of values; the mean, or each row's.
+
+        >>> Learner(nn.Identity(), 2, width=2).loss(torch.zeros(3, 2), torch.tensor([0, 1, 1])).item()  # log 2
+        0.6931471824645996
+        """
+        kind = "none" if each else "mean"
+        if not self.classes:
+            error = functional.mse_loss(scores.squeeze(-1), y.to(scores.dtype), reduction=kind)
+            return error
+        return functional.cross_entropy(scores, y, reduction=kind, label_smoothing=self.smoothing)
+
+    @torch.no_grad()
+    def outputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and scores of any number of rows, in evaluation mode: [row, width], [row, class]."""
+        was = self.training
+        self.eval()
+        found = []
+        for rows in x.split(BLOCK):
+            z = self.features(rows)
+            found.append((z, self.head(z)))
+        self.train(was)
+        features, scores = zip(*found, strict=True)
+        return torch.cat(features), torch.cat(scores)
+
+    def players(self) -> dict[str, nn.Module]:
+        """Who can learn, by name: featurizer, head, and each part."""
+        return {"featurizer": self.featurizer, "head": self.head, **self.parts}
+
+    def weights(self, players: Players = None) -> list[nn.Parameter]:
+        """The weights of some players; all without a name. ``norms`` names the scales and shifts of normalisation layers."""
+        if players is None:
+            return [weight for weight in self.parameters() if weight.requires_grad]
+        known, found = self.players(), {}
+        for name in [players] if isinstance(players, str) else players:
+            if name == "norms":
+                modules: list[nn.Module] = [m for m in self.featurizer.modules() if isinstance(m, NORMS)]
+            elif name in known:
+                modules = [known[name]]
+            else:
+                raise AcclimateError(f"nobody here is called {name!r}{nearest(name, [*known, 'norms'])}")
+            found.update({id(w): w for module in modules for w in module.parameters() if w.requires_grad})
+        return list(found.values())
+
+
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)

@@ -1,0 +1,176 @@
+"""Rows by domain, and the batches a step sees: as many rows of each domain, found by the step's number alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...domain.arrays import Arrays
+from ...errors import AcclimateError
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Rows of one domain: x [row, *shape], y [row] of class numbers (or values), None where no labels may be seen.
+
+    ``about`` describes the domain itself [fact], for methods that use such facts: coordinates, a date, an embedding of its description.
+    """
+
+    name: str
+    x: Tensor = field(repr=False)
+    y: Tensor | None = field(default=None, repr=False)
+    about: Tensor | None = field(default=None, repr=False)
+
+    def __post_init__(self):
+        if not len(self.x):
+            raise AcclimateError(f"domain {self.name!r} has no rows")
+        if self.y is not None and len(self.y) != len(self.x):
+            raise AcclimateError(f"domain {self.name!r} has {len(self.x)} rows and {len(self.y)} labels; give one label per row")
+        if self.x.is_floating_point():
+            finite = self.x.flatten(1).isfinite().all(1)
+            if not finite.all():
+                row = int((~finite).nonzero()[0])
+                raise AcclimateError(f"domain {self.name!r}: row {row + 1} holds nan or infinity; drop or fill it")
+
+    @classmethod
+    def of(cls, rows: Arrays, name: str = "", about: Tensor | None = None) -> "Pool":
+        """The rows of a split of a domain of arrays."""
+        return cls(name or rows.name, *rows.tensors(), about=about)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def unlabelled(self) -> "Pool":
+        """The same rows without their labels."""
+        return replace(self, y=None)
+
+    def select(self, rows: Sequence[int] | np.ndarray | Tensor) -> "Pool":
+        """Some rows by number, in the order given."""
+        numbers = torch.as_tensor(rows, dtype=torch.long)
+        return replace(self, x=self.x[numbers], y=None if self.y is None else self.y[numbers])
+
+
+@dataclass
+class Batch:
+    """Rows of one or several domains, domain after domain: x [row, *shape], y [row] or None, domain [row], and where each row lies.
+
+    ``rows`` [row] numbers the rows of their pool: over all pools in order, so that a table can be kept per row. ``sizes`` says how many
+    rows of each domain there are.
+    """
+
+    x: Tensor
+    y: Tensor | None
+    domain: Tensor
+    rows: Tensor
+    sizes: list[int]
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def split(self, values: Tensor) -> tuple[Tensor, ...]:
+        """Values [row, ...] of this batch, domain by domain.
+
+        >>> batch = Batch(torch.zeros(3, 1), None, torch.tensor([0, 0, 1]), torch.arange(3), [2, 1])
+        >>> [part.tolist() for part in batch.split(torch.tensor([5, 6, 7]))]
+        [[5, 6], [7]]
+        """
+        return values.split(self.sizes)
+
+
+@dataclass
+class Data:
+    """What a run may see: labelled domains, an unlabelled target, held-out labelled rows that choose the model.
+
+    ``distances`` [domain, domain] are between the domains in the order labelled, target; ``classes`` name the labels (none: values).
+    ``oracle`` are labelled target rows; only the choice "oracle" looks at them, and what it chooses is marked as such.
+    """
+
+    labelled: Sequence[Pool] = ()
+    target: Pool | None = None
+    validation: Sequence[Pool] = ()
+    classes: Sequence[str] = ()
+    distances: Tensor | None = None
+    oracle: Pool | None = None
+
+    def __post_init__(self):
+        pools = [*self.labelled, *([self.target] if self.target else [])]
+        if not pools:
+            raise AcclimateError("no domain was given; give labelled domains, a target, or both")
+        names = [pool.name for pool in pools]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise AcclimateError(f"domain {twice[0]!r} is given twice, as source and target perhaps; each domain plays one part")
+        for pool in pools:
+            if pool.x.shape[1:] != pools[0].x.shape[1:]:
+                raise AcclimateError(
+                    f"rows of {pool.name!r} have the shape {list(pool.x.shape[1:])}, but those of {names[0]!r} {list(pools[0].x.shape[1:])}"
+                )
+        for pool in self.labelled:
+            if pool.y is None:
+                raise AcclimateError(f"domain {pool.name!r} has no labels; give it as the target, or label it")
+        if self.target is not None and self.target.y is not None:
+            raise AcclimateError(
+                f"labels of the target {self.target.name!r} were passed to training, where they would leak; pass target.unlabelled()"
+            )
+        if len(pools[0]) > 1 and pools[0].x.is_floating_point() and all(bool((pool.x == pools[0].x[0]).all()) for pool in pools):
+            raise AcclimateError(
+                f"all rows of {', '.join(names)} are the same, so nothing can be learned from them; check how they were made"
+            )
+
+    @property
+    def names(self) -> list[str]:
+        """The domains by number: the labelled ones, then the target."""
+        return [pool.name for pool in (*self.labelled, *([self.target] if self.target else []))]
+
+    @cached_property
+    def source(self) -> Batch | None:
+        """All labelled rows as one batch."""
+        return whole(self.labelled) if self.labelled else None
+
+    @cached_property
+    def whole_target(self) -> Batch | None:
+        """All target rows as one batch."""
+        return whole([self.target], len(self.labelled)) if self.target else None
+
+
+def whole(pools: Sequence[Pool], first: int = 0) -> Batch:
+    """All rows of some domains, numbered from ``first``."""
+    sizes = [len(pool) for pool in pools]
+    y = None if any(pool.y is None for pool in pools) else torch.cat([pool.y for pool in pools if pool.y is not None])
+    domain = torch.repeat_interleave(torch.arange(first, first + len(pools)), torch.tensor(sizes))
+    x = pools[0].x if len(pools) == 1 else torch.cat([pool.x for pool in pools])
+    return Batch(x, y, domain, torch.arange(sum(sizes)), sizes)
+
+
+class Sampler:
+    """Batches of ``size`` rows of each domain, whose rows come in a new order in every pass; batch ``k`` is always the same."""
+
+    def __init__(self, pools: Sequence[Pool], size: int, seed: int, first: int = 0):
+        self.all, self.size, self.seed, self.first = whole(pools, first), size, seed, first
+        self.starts = np.cumsum([0, *self.all.sizes[:-1]])
+        self.domain = torch.repeat_interleave(torch.arange(first, first + len(pools)), size)
+        self.order = lru_cache(maxsize=2 * len(pools) + 2)(self._order)
+
+    def _order(self, domain: int, turn: int) -> np.ndarray:
+        draw = np.random.default_rng([self.seed, 7, self.first + domain, turn])
+        return self.starts[domain] + draw.permutation(self.all.sizes[domain])
+
+    @property
+    def epoch(self) -> int:
+        """Batches until the largest domain was seen once."""
+        return -(-max(self.all.sizes) // self.size)
+
+    def __getitem__(self, k: int) -> Batch:
+        found = []
+        for domain, rows in enumerate(self.all.sizes):
+            start, end = k * self.size, (k + 1) * self.size
+            while start < end:
+                turn, place = divmod(start, rows)
+                taken = self.order(domain, turn)[place : place + end - start]
+                found.append(taken)
+                start += len(taken)
+        numbers = torch.from_numpy(np.concatenate(found))
+        y = None if self.all.y is None else self.all.y[numbers]
+        return Batch(self.all.x[numbers], y, self.domain, numbers, [self.size] * len(self.all.sizes))

@@ -1,0 +1,1 @@
+"""Methods that learn from labelled source rows and unlabelled target rows."""

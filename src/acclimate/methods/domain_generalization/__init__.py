@@ -1,0 +1,1 @@
+"""Methods that learn from several labelled domains for one that is not seen."""
