@@ -192,7 +192,7 @@ def check_beats_source_only(cls: Any) -> None:
     expect(after > before, f"{after:.0%} of the target's rows are right, but {before:.0%} after plain training on the sources")
 
 
-QUICK: dict[str, Any] = {"optimizer": "adam", "lr": 0.01, "schedule": "constant", "rates": None, "weight_decay": 0.0}
+QUICK: dict[str, Any] = {"optimizer": "adam", "lr": 0.003, "schedule": "constant", "rates": None, "weight_decay": 0.0}
 
 
 def start(cls: Any, modality: str) -> tuple[Learner, Data]:
