@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from ..errors import AcclimateError
 from ..files import digest, file_digest, read_json
-from ..method import load
 from ..model import Injected, Model, quiet
-from ..model.injected import CONFIG, WEIGHTS
+from ..model.adapter_files import CONFIG, WEIGHTS, restore
 from .factors import put_factors, read_tensors, same_layers, stored
 
 FILES = {"peft": ("adapter_config.json", "adapter_model.safetensors"), "acclimate": (CONFIG, WEIGHTS)}
@@ -58,11 +57,11 @@ def check(folder: Path, kind: str, layers: Mapping[str, Any], known: bool) -> No
 
 
 def own(folder: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
-    """Name, make and weights of the one adapter in a folder of ours; the weights' names begin at ``adapters`` or ``common``."""
+    """Name, make and weights of the one adapter in a folder of ours; the weights' names begin at ``adapters``, ``common`` or ``heads``."""
     about = read_json(folder / CONFIG)
     try:
         ((name, spec),) = about["adapters"].items()
-        spec = {"use": spec["use"], "with": dict(spec["with"])}
+        spec = {"use": spec["use"], "with": dict(spec["with"]), "head": spec.get("head")}
     except (KeyError, TypeError, AttributeError) as error:
         raise AcclimateError(f"{folder / CONFIG} does not describe adapters; save the adapter again") from error
     except ValueError as error:
@@ -72,7 +71,7 @@ def own(folder: Path) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
     tensors = {}
     for key, values in read_tensors(folder / WEIGHTS):
         held, _, rest = key.partition(f".{name}.")
-        if held not in ("adapters", "common"):
+        if held not in ("adapters", "common", "heads"):
             raise AcclimateError(f"{folder} holds {key}, which is no weight of adapter {name!r}; a bank takes one adapter without fusions")
         tensors[f"{held}.{rest}"] = values
     if not tensors:
@@ -86,8 +85,9 @@ def put(net: Injected, name: str, folder: Path, kind: str) -> None:
         put_factors(net, name, stored(folder))
         return
     _, spec, tensors = own(folder)
-    net.add(name, load(spec["use"], **spec["with"]))
-    have = {f"{held}.{key}": values for held in ("adapters", "common") for key, values in getattr(net, held)[name].state_dict().items()}
+    restore(net, name, spec)
+    parts = {held: getattr(net, held)[name] for held in ("adapters", "common", "heads") if name in getattr(net, held)}
+    have = {f"{held}.{key}": values for held, part in parts.items() for key, values in part.state_dict().items()}
     wrong = sorted(have.keys() ^ tensors.keys()) or [key for key in have if have[key].shape != tensors[key].shape]
     if wrong:
         net.delete(name)

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from ..errors import AcclimateError, nearest
 from ..files import digest, read_json
+from .adapter_files import CONFIG
 from .arrays import ArrayModel, FeatureModel, is_array_model
 from .difference import FACTS, load_difference
-from .injected import CONFIG, Injected
+from .injected import Injected
 from .loading import KINDS, _folder, _line, _load_whole, _not_found, embedded, kind_of, quiet
 from .network import MANIFEST, Network, default_device, fingerprint
 

@@ -145,6 +145,32 @@ def copies(tree: "Part | Rows | None") -> int:
     return max(map(copies, tree.parts))
 
 
+def branches(tree: Part, rows: int) -> list[tuple[int, list[tuple[str, ...]]]]:
+    """The branches that a composition's output of ``rows`` rows has, in order: their rows, and their adapters level by level, top last.
+
+    >>> branches(parse("stack(law, parallel(a, average(b, c)))"), 6)
+    [(3, [('law',), ('a',)]), (3, [('law',), ('b', 'c')])]
+    """
+    if isinstance(tree, str):
+        return [(rows, [(tree,)])]
+    if isinstance(tree, Parallel | BatchSplit):
+        count = len(tree.parts)
+        sizes = [rows // count] * count if isinstance(tree, Parallel) else _lengths(tree, rows)
+        return [found for part, size in zip(tree.parts, sizes, strict=True) for found in branches(part, size)]
+    if not isinstance(tree, Stack):
+        return [(rows, [tuple(dict.fromkeys(names(tree)))])]
+    below: list[tuple[int, list[tuple[str, ...]]]] = [(rows, [])]
+    for part in tree.parts:
+        here = branches(part, rows)
+        if len(here) > 1 and len(below) == 1:
+            below = [(size, [*below[0][1], *levels]) for size, levels in here]
+        elif len(here) == 1 or [size for size, _ in here] == [size for size, _ in below]:
+            below = [(size, [*levels, *here[i % len(here)][1]]) for i, (size, levels) in enumerate(below)]
+        else:
+            raise AcclimateError(f"{tree} divides the rows in two ways, so no branch is one head's")
+    return below
+
+
 def parse(text: str) -> Part:
     """A composition from its text; a plain name is one adapter. Raises AcclimateError for what does not read."""
     tokens = re.findall(r"[(),;]|[^\s(),;]+", text)

@@ -1,6 +1,8 @@
 """Adding what stands beside a layer to the layer's own weights, and taking it back."""
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +10,9 @@ from torch import Tensor, nn
 from ..errors import AcclimateError
 from ..parts.beside import Beside
 from .roles import Site
+
+if TYPE_CHECKING:
+    from .injected import Injected
 
 Kept = list[tuple[Any, Tensor, Tensor | None]]  # layer, its weight, its bias
 
@@ -52,3 +57,32 @@ def put_back(kept: Kept) -> None:
             layer.bias = None
         else:
             layer.bias.copy_(bias)
+
+
+def changes(net: "Injected", name: str) -> list[tuple[Site, tuple[Tensor, Tensor]]]:
+    """What an adapter comes to at every site, before any weight is touched."""
+    with torch.no_grad():
+        return [(net.sites[key], change_of(net.sites[key], part, name)) for key, part in net.parts(name).items()]
+
+
+def fold(net: "Injected", name: str) -> nn.Module:
+    """See :meth:`Injected.fold`."""
+    for site, change in changes(net, name):
+        add_to(site.layer, *change)
+    net.delete(name)
+    return net.net
+
+
+@contextmanager
+def folded(net: "Injected", name: str) -> Iterator[nn.Module]:
+    """See :meth:`Injected.folded`."""
+    found = changes(net, name)
+    kept = [copy_of(site.layer) for site, _ in found]
+    net.detach()
+    try:
+        for site, change in found:
+            add_to(site.layer, *change)
+        yield net.net
+    finally:
+        put_back(kept)
+        net.attach()

@@ -3,8 +3,8 @@
 Adapters hang on hooks, so names and weights of the network stay as they are, whatever it is built of; what is stored is the adapters alone.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,16 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import AcclimateError, nearest
-from ..files import read_json, write_json
 from ..kinds import Adapter
 from ..method import load
 from ..parts.beside import Beside, Fusion, LowRank, MixedRows
+from . import adapter_files, adapter_heads
 from .calls import first_tensor, outline, repeated, segments
 from .composition import Fuse, Part, Rows, Stack, apply, copies, fusions, names, parse
-from .folding import add_to, change_of, copy_of, put_back
+from .folding import fold, folded
 from .roles import Site, find
-
-CONFIG, WEIGHTS = "adapters.json", "adapters.safetensors"
 
 
 class Injected(nn.Module):
@@ -41,6 +39,7 @@ class Injected(nn.Module):
         self.net = net.requires_grad_(False)
         self.adapters = nn.ModuleDict()  # name -> place of the site -> module beside it
         self.common = nn.ModuleDict()  # name -> what an adapter shares between its sites
+        self.heads = nn.ModuleDict()  # name -> the adapter's own head, where it has one
         self.fused = nn.ModuleDict()  # number of the fusion -> place of the site -> attention
         self.fusion_names: list[str] = []
         self.specs: dict[str, dict[str, Any]] = {}
@@ -88,17 +87,30 @@ class Injected(nn.Module):
     def take(self, name: str, other: "Injected") -> "Injected":
         """Put a copy of the one adapter that another network of the same shape holds beside this one's layers."""
         (theirs,) = other.specs
-        spec = other.specs[theirs]
-        self.add(name, load(spec["use"], **spec["with"]))
-        for mine, held in ((self.adapters, other.adapters), (self.common, other.common)):
-            mine[name].load_state_dict(held[theirs].state_dict())
+        adapter_files.restore(self, name, other.specs[theirs])
+        for mine, held in ((self.adapters, other.adapters), (self.common, other.common), (self.heads, other.heads)):
+            if theirs in held:
+                mine[name].load_state_dict(held[theirs].state_dict())
+        return self
+
+    def put_head(self, name: str, kind: str, labels: Sequence[str] = (), *, pooling: str = "mean", seed: int = 0) -> "Injected":
+        """Give an adapter a head of its own, in the place of any before: it is saved, learns and goes with the adapter.
+
+        kind: classification, tagging (of each token), both with their ``labels`` in the order of the scores; or language_model, which
+        begins as a copy of the network's output layer. pooling (classification): mean, cls or last. See :meth:`answers`.
+        """
+        self._known(name)
+        made = adapter_heads.made(self.net, kind, labels, pooling, seed)
+        self.heads[name] = made.to(next(self.net.parameters()).device).train(self.training)
+        self.specs[name]["head"] = {"kind": kind, "labels": list(labels), "pooling": pooling}
         return self
 
     def delete(self, name: str) -> None:
-        """Take an adapter out for good."""
+        """Take an adapter and its head out for good."""
         self._known(name)
-        for held in (self.adapters, self.common):
-            del held[name]
+        for held in (self.adapters, self.common, self.heads):
+            if name in held:
+                del held[name]
         del self.specs[name]
         if self.active is not None and name in names(self.active):
             self.activate(None)
@@ -250,16 +262,28 @@ class Injected(nn.Module):
             kwargs = {key: repeated(value, count) for key, value in kwargs.items()}
         return self.net(*args, **kwargs)
 
+    def answers(self, **inputs: Any) -> list[Tensor]:
+        """What the active adapters' own heads say of a batch, from the network's last states: a tensor for each branch.
+
+        A Parallel or BatchSplit has a branch for each part, a plain name or another block is one branch; the topmost adapter of a branch
+        that has a head answers for it. Rows with an adapter each get a tensor each, without the dimension of rows. Shapes: [row, label]
+        of a classification, [row, token, label] of tagging, [row, token, id] of a language model.
+
+        Raises AcclimateError where no head answers for a branch or row, or two stand side by side.
+        """
+        return adapter_heads.answers(self, **inputs)
+
     # what learns
 
     def learn(self, *chosen: str, fusions: bool = False) -> "Injected":
-        """Only these adapters learn (and, with ``fusions``, the attention of all Fuse blocks); everything else is frozen."""
+        """Only these adapters learn, each with its head (and, with ``fusions``, the attention of Fuse blocks); all else is frozen."""
         for name in chosen:
             self._known(name)
         self.requires_grad_(False)
         for name in chosen:
-            self.adapters[name].requires_grad_(True)
-            self.common[name].requires_grad_(True)
+            for held in (self.adapters, self.common, self.heads):
+                if name in held:
+                    held[name].requires_grad_(True)
         if fusions:
             self.fused.requires_grad_(True)
         return self
@@ -277,43 +301,25 @@ class Injected(nn.Module):
 
     # what is folded
 
-    @torch.no_grad()
     def fold(self, name: str) -> nn.Module:
-        """Add an adapter to the network's weights for good and take it out; the network itself, without hooks for it.
+        """Add an adapter to the network's weights for good and take it (and its head) out; the network itself, without hooks for it.
 
         Raises AcclimateError for an adapter that is no linear map of its layer.
         """
-        for site, change in self._changes(name):
-            add_to(site.layer, *change)
-        self.delete(name)
-        return self.net
-
-    @contextmanager
-    def folded(self, name: str) -> Iterator[nn.Module]:
-        """The network with one adapter folded in, inside a ``with`` block; afterwards its weights are bit-equal to before."""
-        changes = self._changes(name)
-        kept = [copy_of(site.layer) for site, _ in changes]
-        self.detach()
-        try:
-            for site, change in changes:
-                add_to(site.layer, *change)
-            yield self.net
-        finally:
-            put_back(kept)
-            self.attach()
-
-    def _changes(self, name: str) -> list[tuple[Site, tuple[Tensor, Tensor]]]:
-        """What an adapter comes to at every site, before any weight is touched."""
         self._known(name)
-        with torch.no_grad():
-            return [(self.sites[key], change_of(self.sites[key], part, name)) for key, part in self.parts(name).items()]
+        return fold(self, name)
+
+    def folded(self, name: str) -> AbstractContextManager[nn.Module]:
+        """The network with one adapter folded in, inside a ``with`` block; afterwards its weights are bit-equal to before."""
+        self._known(name)
+        return folded(self, name)
 
     def average(self, name: str, of: Mapping[str, float]) -> "Injected":
-        """A new adapter whose weights are the weighted sum of those of adapters of one make (Chronopoulou et al. 2023)."""
+        """A new adapter, without a head, whose weights are the weighted sum of those of one make (Chronopoulou et al. 2023)."""
         first = next(iter(of))
         for other in of:
             self._known(other)
-            if self.specs[other] != self.specs[first]:
+            if any(self.specs[other][key] != self.specs[first][key] for key in ("use", "with")):
                 raise AcclimateError(f"{other!r} and {first!r} are of different makes or settings, so their weights cannot be averaged")
         self.add(name, load(self.specs[first]["use"], **self.specs[first]["with"]))
         with torch.no_grad():
@@ -340,34 +346,12 @@ class Injected(nn.Module):
 
     def save_pretrained(self, folder: str | Path, **_: Any) -> None:
         """Configuration and weights of all adapters; nothing of the network."""
-        from safetensors.torch import save_file
-
-        about = {
-            "adapters": self.specs,
-            "fusions": self.fusion_names,
-            "active": None if self.active is None or isinstance(self.active, Rows) else str(self.active),
-        }
-        write_json(Path(folder) / CONFIG, about)
-        save_file({key: value.contiguous() for key, value in self.state_dict().items()}, Path(folder) / WEIGHTS, {"format": "pt"})
+        adapter_files.write(self, Path(folder))
 
     @classmethod
     def from_pretrained(cls, net: nn.Module, folder: str | Path) -> "Injected":
         """Put stored adapters on a network. Raises AcclimateError for weights that do not fit it, or are missing."""
-        from safetensors.torch import load_file
-
-        about = read_json(Path(folder) / CONFIG)
-        if not (Path(folder) / WEIGHTS).is_file():
-            raise AcclimateError(f"{folder} holds no {WEIGHTS}; save the adapters again")
-        made = cls(net)
-        for name, spec in about["adapters"].items():
-            made.add(name, load(spec["use"], **spec["with"]))
-        for text in about["fusions"]:
-            made._fusion(parse(text))  # type: ignore[arg-type]
-        try:
-            made.load_state_dict(load_file(Path(folder) / WEIGHTS))
-        except (RuntimeError, OSError) as error:
-            raise AcclimateError(f"the adapters in {folder} do not fit this network: {str(error).splitlines()[-1].strip()}") from error
-        return made.activate(about["active"]).requires_grad_(False)
+        return adapter_files.read(cls(net), Path(folder))
 
     # what it looks like from outside: as a peft model does, where the two are handled alike
 
