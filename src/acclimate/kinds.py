@@ -212,7 +212,7 @@ class _Shift(Method):
         """After the last step, with the weights that were kept."""
 
     def predict(self, learner: Any, x: "Tensor") -> "Tensor":
-        """Scores of the classes [row, class] of rows of a domain that nobody names."""
+        """Scores of the classes [row, class]. A method that must know the domain asks for ``where`` as well (engines.shift.Place)."""
         return learner(x)
 
 

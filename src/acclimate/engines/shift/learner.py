@@ -1,6 +1,7 @@
 """What learns: a featurizer and a head, which never know the modality, and the parts that a method puts beside them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,15 @@ from ...parts.heads import HEADS
 
 BLOCK = 512  # rows at a time where nothing learns
 Players = str | Sequence[str] | None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which domain rows are of: its number among the learner's domains (None: one that was not trained on) and its facts [fact]."""
+
+    name: str = ""
+    number: int | None = None
+    about: Tensor | None = None
 
 
 class Learner(nn.Module):
@@ -89,6 +99,10 @@ class Learner(nn.Module):
         self.train(was)
         features, scores = zip(*found, strict=True)
         return torch.cat(features), torch.cat(scores)
+
+    def place(self, name: str, about: Tensor | None = None) -> Place:
+        """Where a domain stands."""
+        return Place(name, self.domains.index(name) if name in self.domains else None, about)
 
     def players(self) -> dict[str, nn.Module]:
         """Who can learn, by name: featurizer, head, and each part."""

@@ -16,7 +16,7 @@ from ...method import Setting, Settings, arguments
 from ...parts.schedules import course
 from ...progress import bar
 from .games import RungeKutta
-from .learner import Learner
+from .learner import Learner, Place
 from .pools import Data, Pool, Sampler
 
 OPTIMIZERS = ("adam", "adamw", "sgd", "adadelta", "rk2", "rk4")
@@ -339,11 +339,12 @@ def _optimizer(learner: Learner, training: Training) -> torch.optim.Optimizer:
 
 
 @torch.no_grad()
-def predict(method: Any, learner: Learner, x: Tensor, block: int = 512) -> Tensor:
-    """Scores [row, class] of any number of rows, as the method predicts, in evaluation mode."""
+def predict(method: Any, learner: Learner, x: Tensor, where: Place | None = None, block: int = 512) -> Tensor:
+    """Scores [row, class] of any number of rows, as the method predicts, in evaluation mode; ``where`` is the domain they are of."""
     was = learner.training
     learner.eval()
-    found = torch.cat([method.predict(learner, rows) for rows in x.split(block)])
+    more = {"where": where or Place()} if "where" in arguments(type(method), "predict") else {}
+    found = torch.cat([method.predict(learner, rows, **more) for rows in x.split(block)])
     learner.train(was)
     return found
 
@@ -352,7 +353,7 @@ def right(method: Any, learner: Learner, pool: Pool) -> Tensor:
     """Which rows of a pool are classified as their labels say [row] (0 or 1); minus the squared error where values are predicted."""
     if pool.y is None:
         raise AcclimateError(f"domain {pool.name!r} has no labels to measure by")
-    scores = predict(method, learner, pool.x)
+    scores = predict(method, learner, pool.x, learner.place(pool.name, pool.about))
     if not learner.classes:
         return -(scores.squeeze(-1) - pool.y).square()
     return (scores.argmax(1) == pool.y).float()
