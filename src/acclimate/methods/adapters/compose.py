@@ -4,7 +4,8 @@ Pfeiffer et al. 2021 (AdapterFusion), section 3, https://arxiv.org/abs/2005.0024
 Use to join what was learned apart, e.g. a domain's adapter below a task's: ``tree="stack(law, task)"``, by the names of the models. A
 fusion starts as plain attention and learns when a domain is given (the adapters stay as they are); without one it is near their mean.
 LoRA of peft's, or made by ``adapters.lora``, is read into our form: of linear layers, without trained biases or whole layers.
-Left out: the penalty that holds a fusion's value matrix near the identity (``Fusion.penalty`` gives it); heads of the adapters' own.
+Heads of the adapters' own come along (``model.net.answers`` asks them).
+Left out: the penalty that holds a fusion's value matrix near the identity (``Fusion.penalty`` gives it).
 
 >>> made = Compose(tree="stack(law, average(a, b; 0.25, 0.75))")
 >>> list(names(made.parsed)), made.parsed.parts[1].sizes[1]
