@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 ASIDE = ("readme", "license", "licence")  # text that may lie beside class folders
+IGNORED = -100  # the number of a pixel without a class, which torch's cross-entropy leaves out
 
 
 class ArrayOptions(Settings):
@@ -47,7 +48,10 @@ class ArrayOptions(Settings):
 
 @dataclass
 class Arrays:
-    """Labelled rows: x [row, *shape] in fp32 (images [row, channel, side, side], 0 to 1), y [row] of class numbers, the classes' names."""
+    """Labelled rows: x [row, *shape] in fp32 (images [row, channel, side, side], 0 to 1), y [row] of class numbers, the classes' names.
+
+    For segmentation y is [row, high, wide], a class for each pixel, IGNORED where it has none.
+    """
 
     name: str
     x: np.ndarray = field(repr=False)
@@ -67,14 +71,16 @@ class Arrays:
         return torch.from_numpy(self.x), torch.from_numpy(self.y)
 
     def only(self, classes: Sequence[str]) -> "Arrays":
-        """The rows of some classes, numbered anew in the order given."""
+        """The rows of some classes, numbered anew in the order given; of masks, other pixels are IGNORED and rows without any left out."""
         for name in classes:
             if name not in self.classes:
                 raise AcclimateError(f"no class {name!r} in {self.name}{nearest(str(name), self.classes)}")
-        number = {self.classes.index(name): place for place, name in enumerate(classes)}
-        kept = self.select(np.flatnonzero(np.isin(self.y, list(number))))
-        y = np.array([number[old] for old in kept.y.tolist()], np.int64)
-        return Arrays(self.name, kept.x, y, list(classes), self.source, self.licence, kept.origins)
+        number = np.full(len(self.classes) + 1, IGNORED, np.int64)  # the last is for pixels that are ignored already
+        number[[self.classes.index(name) for name in classes]] = np.arange(len(classes))
+        y = number[np.where(self.y == IGNORED, len(self.classes), self.y)]
+        rows = np.flatnonzero((y != IGNORED).reshape(len(y), -1).any(1))
+        kept = self.select(rows)
+        return Arrays(self.name, kept.x, y[rows], list(classes), self.source, self.licence, kept.origins)
 
     def select(self, rows: Iterable[int]) -> "Arrays":
         """Some rows by number."""
@@ -83,8 +89,11 @@ class Arrays:
         return Arrays(self.name, self.x[numbers], self.y[numbers], self.classes, self.source, self.licence, origins)
 
     def scaled(self, side: int = 0, channels: int = 0) -> "Arrays":
-        """Images of another size (bilinear, smoothed where they shrink) or with another number of channels (grey is Rec. 601 luma)."""
-        x = self.x
+        """Images of another size (bilinear, smoothed where they shrink) or with another number of channels (grey is Rec. 601 luma).
+
+        Masks are sized with their images, by the nearest pixel.
+        """
+        x, y = self.x, self.y
         if (side or channels) and x.ndim != 4:
             raise AcclimateError(f"{self.name} has rows of shape {x.shape[1:]}, no images: leave out side and channels")
         if channels == 1 and x.shape[1] == 3:
@@ -98,8 +107,11 @@ class Arrays:
             parts = torch.from_numpy(np.ascontiguousarray(x)).split(1024)
             sized = [interpolate(part, (side, side), mode="bilinear", antialias=True).clamp(0, 1) for part in parts]
             x = torch.cat(sized).numpy()
+            if y.ndim == 3:
+                down, right = ((2 * np.arange(side) + 1) * old // (2 * side) for old in y.shape[1:])
+                y = np.ascontiguousarray(y[:, down[:, None], right])
         x = np.ascontiguousarray(x, np.float32)
-        return Arrays(self.name, x, self.y, self.classes, self.source, self.licence, self.origins)
+        return Arrays(self.name, x, y, self.classes, self.source, self.licence, self.origins)
 
     @cached_property
     def hashes(self) -> list[bytes]:
@@ -109,7 +121,8 @@ class Arrays:
     @property
     def fingerprint(self) -> str:
         """A digest of rows, labels and names of classes."""
-        return digest([self.classes, sha256(b"".join(self.hashes)).hexdigest(), self.y.tolist(), self.x.shape])
+        y = self.y.tolist() if self.y.ndim == 1 else [self.y.shape, sha256(np.ascontiguousarray(self.y).data).hexdigest()]
+        return digest([self.classes, sha256(b"".join(self.hashes)).hexdigest(), y, self.x.shape])
 
 
 @dataclass
@@ -177,7 +190,12 @@ def open_domain(name: str, source: str, **options: Any) -> "Domain | ArrayDomain
     if path.is_dir() and not any(file.is_file() for file in path.rglob("[!.]*")):
         raise AcclimateError(f"{source} is empty: it holds neither text nor class folders of images ({', '.join(IMAGES[:2])})")
     kind = ArrayDomain if form_of({"source": source, **options}) == "arrays" else Domain
-    return kind.load(name, source, **options)
+    opened = kind.load(name, source, **options)
+    if isinstance(opened, ArrayDomain) and any(rows.y.ndim > 1 for rows in opened.splits.values()):
+        raise AcclimateError(
+            f"{source} has a class for each pixel, but a recipe needs one for each row; load it with ArrayDomain.load in Python"
+        )
+    return opened
 
 
 def form_of(spec: dict[str, Any]) -> str:
@@ -299,7 +317,7 @@ def overlap(domain: str, rows: Arrays, measured: dict[str, Arrays]) -> dict[str,
     owner = {key: name for name, tested in measured.items() for key in tested.hashes}
     hit = [row for row, key in enumerate(rows.hashes) if key in owner]
     spans = [
-        {"domain": domain, "origin": str(rows.origins[row]), "text": f"a whole row of class {label}", "found_in": owner[rows.hashes[row]]}
-        for row, label in ((row, rows.classes[rows.y[row]]) for row in hit)
+        {"domain": domain, "origin": str(rows.origins[row]), "text": f"a whole row {label}", "found_in": owner[rows.hashes[row]]}
+        for row, label in ((row, f"of class {rows.classes[rows.y[row]]}" if rows.y.ndim == 1 else "with its mask") for row in hit)
     ]
     return {"checked": len(rows), "removed": len(hit), "spans": spans, "clean": sorted(set(range(len(rows))) - set(hit))}
