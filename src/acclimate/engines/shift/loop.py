@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ...errors import AcclimateError
 from ...files import atomic_file, digest, lock, read_json, write_json
 from ...method import Setting, Settings, arguments
+from ...parts.norms import still_statistics
 from ...parts.schedules import course
 from ...progress import bar
 from .games import RungeKutta
@@ -152,8 +153,7 @@ class _Run:
             self.samplers["target"] = Sampler([data.target], size, training.seed, len(data.labelled))
         self.score = score or self._chooser()
         self.game = training.optimizer.startswith("rk")
-        self.weights = learner.weights()
-        self.optimizer = _optimizer(learner, training)
+        self.optimizer = optimizer_of(learner, training)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.fitted = Fitted(choice="score" if score else training.choose if self.score else "last")
         self.best_score, self.step, self.losses = -math.inf, 0, [0.0, 0]
@@ -222,24 +222,11 @@ class _Run:
         return course(self.step, training.steps, warm, "constant" if training.schedule == "inverse" else training.schedule)
 
     def _play(self, plays: list) -> None:
-        """Losses that were made from the same weights, each with who learns from it; all gradients first, then one step of all."""
-        self.optimizer.zero_grad(set_to_none=True)
-        taken: list[tuple[nn.Parameter, Tensor]] = []
-        for number, play in enumerate(plays):
-            loss, players = play if isinstance(play, tuple) else (play, None)
-            self._finite(loss)
-            if players is None and len(plays) == 1:
-                loss.backward()
-                break
-            weights = self.learner.weights(players)
-            grads = torch.autograd.grad(loss, weights, retain_graph=number + 1 < len(plays), allow_unused=True)
-            taken += [(weight, grad) for weight, grad in zip(weights, grads, strict=True) if grad is not None]
-        for weight, grad in taken:
-            weight.grad = grad if weight.grad is None else weight.grad + grad
+        """One update."""
+        for each in plays:
+            self._finite(each[0] if isinstance(each, tuple) else each)
+        play(self.learner, self.optimizer, plays, self.training.clip)
         self.fitted.plays += 1
-        if self.training.clip:
-            torch.nn.utils.clip_grad_norm_(self.weights, self.training.clip)
-        self.optimizer.step()
 
     def _game(self, words: dict[str, Any], key: int) -> None:
         """One Runge-Kutta step; every evaluation sees the same batch, dropout and draws, and only the first moves running statistics."""
@@ -315,7 +302,29 @@ class _Run:
         self.step, self.best, self.best_score, self.losses = state["step"], state["best"], state["best_score"], state["losses"]
 
 
-def _optimizer(learner: Learner, training: Training) -> torch.optim.Optimizer:
+def play(learner: Learner, optimizer: torch.optim.Optimizer, plays: list, clip: float = 0.0) -> None:
+    """Losses that were made from the same weights, each with who learns from it: all gradients first, then one step of all."""
+    optimizer.zero_grad(set_to_none=True)
+    taken: list[tuple[nn.Parameter, Tensor]] = []
+    for number, each in enumerate(plays):
+        loss, players = each if isinstance(each, tuple) else (each, None)
+        if players is None and len(plays) == 1:
+            loss.backward()
+            break
+        weights = learner.weights(players)
+        if not weights:
+            raise AcclimateError(f"{players} should learn, but this network has no such weights; choose another method or backbone")
+        grads = torch.autograd.grad(loss, weights, retain_graph=number + 1 < len(plays), allow_unused=True)
+        taken += [(weight, grad) for weight, grad in zip(weights, grads, strict=True) if grad is not None]
+    for weight, grad in taken:
+        weight.grad = grad if weight.grad is None else weight.grad + grad
+    if clip:
+        torch.nn.utils.clip_grad_norm_(learner.weights(), clip)
+    optimizer.step()
+
+
+def optimizer_of(learner: Learner, training: Training) -> torch.optim.Optimizer:
+    """The optimizer of all weights that may learn, each part at its own rate. A step moves only what has a gradient."""
     players = learner.players()
     rates = training.rates or {}
     if unknown := [name for name in rates if name not in players]:
@@ -364,7 +373,7 @@ def accuracy(method: Any, learner: Learner, pool: Pool) -> float:
     return float(right(method, learner, pool).mean())
 
 
-# random state and running statistics
+# random state
 
 
 @contextmanager
@@ -374,22 +383,6 @@ def seeded(seed: int, learner: Learner) -> Iterator[None]:
         torch.manual_seed(seed)
         learner.generator.manual_seed(seed)
         yield
-
-
-@contextmanager
-def still_statistics(net: nn.Module, still: bool = True) -> Iterator[None]:
-    """Batch-norm normalises by the batch inside, but its running statistics stay as they are."""
-    layers = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)] if still else []
-    kept = [(m.momentum, None if m.num_batches_tracked is None else m.num_batches_tracked.clone()) for m in layers]
-    for layer in layers:
-        layer.momentum = 0.0
-    try:
-        yield
-    finally:
-        for layer, (momentum, count) in zip(layers, kept, strict=True):
-            layer.momentum = momentum
-            if count is not None:
-                layer.num_batches_tracked = count
 
 
 def _cuda(learner: nn.Module) -> list[torch.device]:

@@ -1,0 +1,38 @@
+"""TENT: makes predictions surer by moving the scales and shifts of the normalisation layers, batch after batch.
+
+Wang et al. 2021, equation 1 and section 3.2, https://arxiv.org/abs/2006.10726
+Batch-norm normalises by the batch. It breaks with single rows, with batches of one class, and on long streams, where sureness runs away.
+Predictions are those before the update, as in the authors' code.
+
+>>> import torch
+>>> from acclimate.engines.shift import Learner
+>>> learner = Learner(torch.nn.Identity(), 2, width=2, head=torch.nn.Identity())
+>>> loss, who = next(Tent().adapt(learner, torch.zeros(1, 2)))
+>>> round(loss.item(), 4), who  # log 2
+(0.6931, 'norms')
+"""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar
+
+from torch import Tensor
+
+from ...kinds import TestTime
+from ...method import Setting
+from ...parts.certainty import entropy
+from ...parts.norms import batch_statistics
+
+
+class Tent(TestTime):
+    """How often it steps."""
+
+    steps: Annotated[int, Setting("updates per batch", 1)] = 1
+    online: ClassVar[dict[str, Any]] = {"optimizer": "adam", "lr": 1e-3}
+
+    def adapt(self, learner: Any, x: Tensor) -> Iterator[tuple[Tensor, str]]:
+        """Entropy of the predictions; the normalisation layers learn."""
+        for _ in range(self.steps):
+            with batch_statistics(learner):
+                scores = learner(x)
+            yield entropy(scores).mean(), "norms"
+        return scores
