@@ -54,8 +54,9 @@ def domains() -> list[str]:
 
 def load(domain: str) -> Arrays:
     """The rows of one well, a missing PE filled as the card says."""
+    name = _well(domain)
     wells, lines, x, y, depths = _read()
-    here = wells == _well(domain)
+    here = wells == name
     pe = FEATURES.index("PE")
     measured = x[~here, pe]
     rows = x[here]
@@ -66,8 +67,9 @@ def load(domain: str) -> Arrays:
 
 def missing(domain: str) -> np.ndarray:
     """[row] of the well: True where PE was not measured."""
+    name = _well(domain)
     wells, _, x, _, _ = _read()
-    return np.isnan(x[wells == _well(domain), FEATURES.index("PE")])
+    return np.isnan(x[wells == name, FEATURES.index("PE")])
 
 
 def _well(domain: str) -> str:
