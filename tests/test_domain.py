@@ -416,6 +416,16 @@ EVERY_FORM = [
     ({"anchor": "a", "positive": "b", "negative": "c"}, "pairs", {"anchor": "a", "positive": "b", "negative": "c"}),
     ({"query": "a", "positive": "b"}, "pairs", {"anchor": "a", "positive": "b"}),
     ({"sentence1": "a", "sentence2": "b"}, "pairs", {"anchor": "a", "positive": "b"}),
+    (
+        {"head": "aspirin", "relation": "treats", "tail": 7},
+        "facts",
+        {"head": "aspirin", "relation": "treats", "tail": "7"},
+    ),
+    (
+        {"text": "The valve.", "mentions": [{"start": 4, "end": 9, "entity": "valve", "score": 1.0}]},
+        "text",
+        {"text": "The valve.", "mentions": [{"start": 4, "end": 9, "entity": "valve"}]},
+    ),
 ]
 
 

@@ -32,7 +32,8 @@ class Domain:
 
     Beside ``id`` (content hash) and ``origin`` ("file:line") the columns are, by form: text: ``text``; messages: ``messages`` (a list of
     role and content); labelled: ``text``, ``label``; preference: ``prompt`` (messages), ``chosen``, ``rejected``; pairs: ``anchor``,
-    ``positive`` and perhaps ``negative``.
+    ``positive`` and perhaps ``negative``; facts: ``head``, ``relation``, ``tail``, all in train. Text may have ``mentions`` of entities
+    (start, end, entity), and ``words`` with their ``tags``.
 
     >>> short = Domain.from_texts("short", ["One.", "Two."], splits=False)
     >>> short.texts("train")

@@ -2,7 +2,8 @@
 
 Recognised, in this order: preferences (``prompt``, ``chosen``, ``rejected``), conversations (``messages``; ShareGPT's
 ``conversations``; Alpaca's ``instruction``, ``input``, ``output``; ``prompt``, ``completion``), pairs (``anchor`` or ``query`` with
-``positive``, ``sentence1`` with ``sentence2``), labelled text, text.
+``positive``, ``sentence1`` with ``sentence2``), facts (``head``, ``relation``, ``tail``), labelled text, text. Text may have ``mentions``,
+the entities it names: [{"start": 4, "end": 9, "entity": "valve"}, ...], characters from start up to end.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,6 +21,7 @@ COLUMNS = {
     "labelled": ("text", "label"),
     "preference": ("prompt", "chosen", "rejected"),
     "pairs": ("anchor", "positive"),
+    "facts": ("head", "relation", "tail"),
 }
 TEXT = ("text", "sentence", "content")
 LABEL = ("label", "labels", "class", "intent", "sentiment")
@@ -39,10 +41,12 @@ FORM = {  # what a row looks like -> its canonical form
     "alpaca (instruction, input, output)": "messages",
     "prompt and completion (prompt, completion)": "messages",
     "pairs (anchor, positive)": "pairs",
+    "facts (head, relation, tail)": "facts",
     "labelled text (text, label)": "labelled",
     "text (text)": "text",
 }
-PREFERENCE, MESSAGES, SHAREGPT, ALPACA, COMPLETION, PAIR, LABELLED, PLAIN = FORM
+PREFERENCE, MESSAGES, SHAREGPT, ALPACA, COMPLETION, PAIR, FACT, LABELLED, PLAIN = FORM
+OPTIONAL = {PAIR: "negative", LABELLED: "mentions", PLAIN: "mentions"}  # columns that all rows have, or none
 LOOK_AHEAD = 100  # rows in which a file must show what it is
 
 
@@ -90,7 +94,7 @@ def look(row: dict[str, Any]) -> str:
         return PAIR
     if keys & set(TEXT):
         return LABELLED if keys & set(LABEL) else PLAIN
-    return ""
+    return FACT if {"head", "relation", "tail"} <= keys else ""
 
 
 def plain(form: str, row: dict[str, Any]) -> str:
@@ -101,6 +105,8 @@ def plain(form: str, row: dict[str, Any]) -> str:
         return "\n".join(turn["content"] for turn in row["messages"])
     if form == "preference":
         return "\n".join([*(turn["content"] for turn in row["prompt"]), row["chosen"]])
+    if form == "facts":
+        return " ".join([row["head"], row["relation"], row["tail"]])
     return "\n".join([row["anchor"], row["positive"]])
 
 
@@ -112,6 +118,8 @@ def stem(form: str, row: dict[str, Any]) -> str:
         return "\n".join(turn["content"] for turn in turns[:last]) or turns[last]["content"]
     if form == "preference":
         return "\n".join(turn["content"] for turn in row["prompt"])
+    if form == "facts":
+        return plain(form, row)
     return row["anchor"] if form == "pairs" else row["text"]
 
 
@@ -131,7 +139,7 @@ def rows(raws: Iterable[Raw | Bad], fields: dict[str, str] | None = None) -> Ite
             yield _unknown(unknown, next(raw for raw in head if isinstance(raw, Raw)), fields)
         return
     kind = look(first.values)
-    negative = "negative" in first.values
+    extra = OPTIONAL.get(kind, "")
     for raw in chain(chosen, (raw if isinstance(raw, Bad) else _choose(raw, fields) for raw in stream)):
         if isinstance(raw, Bad):
             yield raw
@@ -143,9 +151,10 @@ def rows(raws: Iterable[Raw | Bad], fields: dict[str, str] | None = None) -> Ite
             continue
         try:
             values = _convert(kind, raw.values)
-            if kind == PAIR and negative != ("negative" in values):
+            if extra and (extra in first.values) != (extra in values):
+                missing = extra in first.values
                 raise _RowError(
-                    "negative", "is missing" if negative else "stands in this row but not in the first", "give every row one, or none"
+                    extra, "is missing" if missing else "stands in this row but not in the first", "give every row one, or none"
                 )
         except _RowError as problem:
             field, *rest = problem.args
@@ -170,16 +179,18 @@ def _unknown(row: Raw, raw: Raw, fields: dict[str, str] | None) -> Bad:
         raw.origin,
         ", ".join(fields or there) or "(no fields)",
         "fits no known form (text; text + label; instruction + output; messages; conversations; prompt + completion; "
-        "prompt + chosen + rejected; anchor + positive)",
+        "prompt + chosen + rejected; anchor + positive; head + relation + tail)",
         'rename the fields, or pass which is which: field="body" for text, else field={"prompt": "question", "completion": "answer"}',
     )
 
 
 def _convert(kind: str, row: dict[str, Any]) -> dict[str, Any]:
-    if kind == PLAIN:
-        return {"text": _text(row, _first(row, TEXT))}
-    if kind == LABELLED:
-        return {"text": _text(row, _first(row, TEXT)), "label": _label(row, _first(row, LABEL))}
+    if kind in (PLAIN, LABELLED):
+        values: dict[str, Any] = {"text": _text(row, _first(row, TEXT))}
+        values |= {"label": _label(row, _first(row, LABEL))} if kind == LABELLED else {}
+        return values | ({"mentions": _mentions(row["mentions"], values["text"])} if "mentions" in row else {})
+    if kind == FACT:
+        return {field: _label(row, field) for field in COLUMNS["facts"]}
     if kind == PAIR:
         anchor, positive = next((pair for pair in PAIRS if set(pair) <= row.keys()), None) or next(
             (pair for pair in PAIRS if set(pair) & row.keys()), PAIRS[0]
@@ -241,6 +252,23 @@ def _label(row: dict[str, Any], field: str) -> str:
     if isinstance(value, str) or value is None:
         return _text(row, field).strip()
     raise _RowError(field, f"is {_kind(value)}, but must be one label", "give one label per row, as text or a whole number")
+
+
+def _mentions(value: Any, text: str) -> list[dict[str, Any]]:
+    """Where a text names entities: start and end in characters, and which it is."""
+    mend = 'write [{"start": 4, "end": 9, "entity": "valve"}, ...], an empty list where there is none'
+    if not isinstance(value, list):
+        raise _RowError("mentions", f"is {_kind(value)}, but must be a list", mend)
+    found = []
+    for i, each in enumerate(value):
+        place = f"mentions[{i}]"
+        if not isinstance(each, dict) or not {"start", "end", "entity"} <= each.keys():
+            raise _RowError(place, "lacks start, end or entity", mend)
+        start, end = each["start"], each["end"]
+        if type(start) is not int or type(end) is not int or not 0 <= start < end <= len(text):
+            raise _RowError(place, f"spans {start!r} to {end!r}, but the text has {len(text)} characters", "count characters from 0")
+        found.append({"start": start, "end": end, "entity": _string(each["entity"], f"{place}.entity")})
+    return found
 
 
 def _kind(value: Any) -> str:

@@ -90,7 +90,7 @@ def _unknown(source: str) -> str:
 
 
 def build(name: str, rows: Sequence[Row | Bad], options: Options | None = None, *, whole: bool = False, source: str = "") -> "Domain":
-    """Divide rows and put them into Arrow tables; ``whole`` leaves them all in train as they stand."""
+    """Divide rows and put them into Arrow tables; ``whole`` leaves them all in train as they stand, and so do facts: a graph is one."""
     from datasets import Dataset
 
     from . import Domain
@@ -102,7 +102,7 @@ def build(name: str, rows: Sequence[Row | Bad], options: Options | None = None, 
         raise AcclimateError(f"{source or name}: no rows{first}; give it at least {splits.FEWEST} documents")
     parts: dict[str, list[Row]] = {"train": good}
     dropped: dict[str, int] = {}
-    if not whole:
+    if not whole and good[0].form != "facts":
         parts, dropped = splits.divide(good, options.shares, options.near_duplicates, name)
     if options.skip_bad:
         dropped["bad"] = len(rows) - len(good)

@@ -85,7 +85,13 @@ def divide(rows: list[Row], shares: Sequence[float], near: float | None, name: s
     return splits, dropped
 
 
-_STEMS = {"text": "document(s)", "messages": "prompt(s)", "preference": "prompt(s)", "labelled": "text(s)", "pairs": "anchor(s)"}
+_STEMS = {
+    "text": "document(s)",
+    "messages": "prompt(s)",
+    "preference": "prompt(s)",
+    "labelled": "text(s)",
+    "pairs": "anchor(s)",
+}  # facts are not split
 
 
 def _texts(rows: list[Row]) -> list[str]:
@@ -96,6 +102,8 @@ def _content(value: Any) -> str:
     """All text of a canonical row, normalised, its parts kept apart."""
     if isinstance(value, str):
         return normalise(value)
+    if isinstance(value, int):
+        return str(value)
     return "\x1f".join(map(_content, value.values() if isinstance(value, dict) else value))
 
 

@@ -43,7 +43,10 @@ def validate(source: str | Path, **options: Any) -> dict[str, Any]:
         problem = f"{source}: no usable row"
     else:
         try:
-            parts, dropped = splits.divide(rows, chosen.shares, chosen.near_duplicates, path.stem)
+            if rows[0].form == "facts":
+                parts = {"train": rows}
+            else:
+                parts, dropped = splits.divide(rows, chosen.shares, chosen.near_duplicates, path.stem)
         except AcclimateError as error:
             problem = str(error)
     texts = [forms.plain(row.form, row.values) for row in rows]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..domain import Domain
 from ..errors import AcclimateError
 from ..model.knowledge import Knowledge
 
@@ -61,3 +62,11 @@ def train(
             (margin + right - wrong).relu().mean().backward()
             optimizer.step()
     return Knowledge(names, functional.normalize(entities.detach(), dim=1))
+
+
+def embedded(facts: Domain, *, width: int, epochs: int, seed: int) -> Knowledge:
+    """The entities of a domain of facts (all its splits) with embeddings learned from them. Raises AcclimateError for another form."""
+    if facts.form != "facts":
+        raise AcclimateError(f"domain {facts.name!r} holds {facts.form}, but knowledge is facts: rows with head, relation and tail")
+    triples = [(row["head"], row["relation"], row["tail"]) for rows in facts.splits.values() for row in rows]
+    return train(triples, width=width, epochs=epochs, seed=seed)

@@ -39,17 +39,19 @@ class Knowledge:
 class Mapped(nn.Module):
     """The affine map M(k) = W k + b from embeddings of knowledge to a model's: numbers of entities [n] -> vectors [n, width].
 
-    Raises AcclimateError for knowledge of another width than the map reads.
+    Its weights are drawn by the seed. Raises AcclimateError for knowledge of another width than the map reads.
     """
 
-    def __init__(self, knowledge: Knowledge, width: int, inputs: int = 0):
+    def __init__(self, knowledge: Knowledge, width: int, inputs: int = 0, seed: int = 0):
         super().__init__()
         found = knowledge.vectors.shape[1]
         if inputs and found != inputs:
             raise AcclimateError(f"the knowledge embeddings have width {found}, but the map reads {inputs}; set input_dim = {found}")
         self.knowledge = knowledge
         self.register_buffer("vectors", knowledge.vectors.float(), persistent=False)
-        self.map = nn.Linear(found, width)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.map = nn.Linear(found, width)
 
     def forward(self, numbers: Tensor) -> Tensor:
         """M(k_e)."""
@@ -138,3 +140,21 @@ def inject(
         kept = max_len - len(closing)
         made.mentions = {i: places for i, places in made.mentions.items() if all(place < kept for place in places)}
     return made
+
+
+def written(text: str, mentions: Sequence[Mention], knowledge: Knowledge, *, separator: str = "/") -> str:
+    """A text for a model whose vocabulary has the entities (engines.entity_tokens): each known mention with its entity before it.
+
+    >>> written("Open the valve.", [Mention(9, 14, "valve")], Knowledge(["valve"], torch.zeros(1, 2)))
+    'Open the<entity:valve>/ valve.'
+    """
+    for each in sorted(mentions, key=lambda each: -each.start):
+        if each.entity in knowledge.number:
+            place = len(text[: each.start].rstrip())  # before the space, which many tokenizers join to the word
+            text = f"{text[:place]}{token_of(each.entity)}{separator}{text[place:]}"
+    return text
+
+
+def token_of(entity: str) -> str:
+    """How an entity is written as a token."""
+    return f"<entity:{entity}>"

@@ -9,6 +9,9 @@ they are. The frozen model drops out more than usual (0.25) meanwhile, so that t
 models tuned from it; these are plugged as they are, also those tuned before there was a map. With ``task`` the map is trained on for
 that task, the model frozen too. Controls: ``permuted``, and dropout 0. Rate, epochs and batch are those of the authors' code as
 summarised; ``steps`` overrules epochs.
+In a recipe ``on: {knowledge: facts, corpus: texts}`` names a domain of facts (head, relation, tail), whose embeddings TransE learns, and
+text whose rows have ``mentions``; ``general`` is then an ordinary model with a token for each entity, and the map lies in ``kept/``. A task
+is plugged from Python.
 
 >>> from acclimate.engines.overlay import masked_mentions
 >>> from acclimate.model.knowledge import Spelled
@@ -20,6 +23,8 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from ...domain import Domain
+from ...engines import transe
+from ...engines.entity_tokens import with_entities
 from ...engines.overlay import Headed, dropping, label_term, masked_mentions, mention_term, plug
 from ...engines.staged import Stage, fit
 from ...errors import AcclimateError
@@ -43,6 +48,7 @@ class MapTuning(Strategy):
     dropout: Annotated[float, Setting("dropout in the frozen model while the map is trained", 0, 1)] = 0.25
     max_len: Annotated[int, Setting("ids kept of a text, entities and separators among them", 4)] = 64
     separator: Annotated[str, Setting("what stands between an entity and its mention; nothing if empty")] = "/"
+    graph_epochs: Annotated[int, Setting("passes over facts that embeddings are learned from (TransE)", 1)] = 50
     permuted: Annotated[bool, Setting("give every entity the embedding of another (a control)")] = False
 
     def run(
@@ -50,13 +56,14 @@ class MapTuning(Strategy):
         tools: Any,
         *,
         start: Any = None,
-        knowledge: Knowledge | None = None,
+        knowledge: Knowledge | Domain | None = None,
         corpus: Domain | None = None,
         task: tuple[Headed, Sequence[Sequence[int]], Sequence[int]] | None = None,
         **unknown: Any,
     ) -> dict[str, Any]:
         """``start``: a masked language model; ``corpus``: texts with a column ``mentions`` (start, end, entity; head first, tail last).
 
+        ``knowledge``: embeddings, and overlays come back; or a domain of facts, and ``general`` is an ordinary model with entities.
         ``task``: a tuned downstream model, its texts as :meth:`spell` gives their ids, and their classes.
         """
         if (
@@ -68,10 +75,16 @@ class MapTuning(Strategy):
             or start.tokenizer.mask_token_id is None
         ):
             raise AcclimateError(
-                "map_tuning needs a masked language model, knowledge and texts with mentions: give start, knowledge, corpus"
+                "map_tuning needs a masked language model, knowledge and texts with mentions: give start, knowledge, corpus; in a recipe "
+                "model: a masked one, on: {knowledge: a domain of facts (head, relation, tail), corpus: texts with mentions}"
             )
+        graph = isinstance(knowledge, Domain)
+        if isinstance(knowledge, Domain):
+            if task is not None:
+                raise AcclimateError("map_tuning: a task is plugged from Python, with knowledge as embeddings; leave it out of the recipe")
+            knowledge = transe.embedded(knowledge, width=self.input_dim, epochs=self.graph_epochs, seed=tools.seed)
         knowledge = knowledge.permuted(tools.seed) if self.permuted else knowledge
-        mapped = Mapped(knowledge, start.net.get_input_embeddings().weight.shape[1], self.input_dim)
+        mapped = Mapped(knowledge, start.net.get_input_embeddings().weight.shape[1], self.input_dim, tools.seed)
         overlay = Overlay(start.copy(share=True).net, mapped)
         rows = []
         for row in corpus.rows("train"):
@@ -89,6 +102,9 @@ class MapTuning(Strategy):
         with dropping(overlay.net, self.dropout):
             term = mention_term(overlay, rows, size=self.batch, seed=tools.seed, fill=fill)
             fit(overlay, {"mentions": term}, {r"^source\.map\.": self.lr}, self.stage(len(rows), tools.seed))
+        if graph:
+            tools.shelve("map", mapped)
+            return {"general": with_entities(start, mapped, "general")}
         made: dict[str, Any] = {"general": overlay}
         if task is not None:
             headed, ids, labels = task
