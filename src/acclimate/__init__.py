@@ -20,6 +20,7 @@ _VERBS = {  # name -> module that holds it, imported at first use
     "merge": "merges",
     "extract": "merges",
     "combine": "merges",
+    "shift": "shifts",
     "load": "method",
     "names": "method",
     "reproduce": "experiments",

@@ -108,13 +108,12 @@ def _driven(method: Any, made: Learner, x: Tensor, first: bool = True, filled: b
             method.begin(made, _source(made, x), None)
         made.eval()
         made.generator.manual_seed(0)
-        found = method.adapt(made, x)
+        found: Any = method.adapt(made, x)
         while inspect.isgenerator(found):
             try:
                 plays = next(found)
-                losses += [
-                    (play[0] if isinstance(play, tuple) else play).item() for play in (plays if isinstance(plays, list) else [plays])
-                ]
+                each: list[Any] = plays if isinstance(plays, list) else [plays]
+                losses += [(play[0] if isinstance(play, tuple) else play).item() for play in each]
             except StopIteration as end:
                 found = end.value
     return found.detach(), losses

@@ -15,9 +15,9 @@ INTERRUPTED = 130
 
 def _app() -> Any:
     """The program with all its commands."""
-    from . import commands, merging
+    from . import commands, merging, shifting
 
-    assert commands.app is merging.app
+    assert commands.app is merging.app is shifting.app
     return commands.app
 
 

@@ -72,12 +72,12 @@ class ArrayModel(Network):
         if ref in backbones() and not folder.is_dir():
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                net = FeatureModel(_backbone(ref, {}))
+                net = FeatureModel(backbone(ref, {}))
             return cls(ref, net.eval(), ref).to(device or default_device())
         config = read_json(folder / "config.json")
         manifest = read_json(folder / MANIFEST) if (folder / MANIFEST).exists() else {}
         try:
-            featurizer = _backbone(config["backbone"], config["settings"])
+            featurizer = backbone(config["backbone"], config["settings"])
             classes = [str(name) for name in config["classes"]]
         except KeyError as error:
             raise AcclimateError(f"{folder}/config.json lacks {error}; save the model again") from error
@@ -96,12 +96,12 @@ class ArrayModel(Network):
     def _write(self, folder: Path) -> None:
         from safetensors.torch import save_file
 
-        backbone = type(self.featurizer).__module__.rpartition(".")[2]
-        if backbone not in backbones() or type(self.featurizer) is not _class(backbone):
+        name = type(self.featurizer).__module__.rpartition(".")[2]
+        if name not in backbones() or type(self.featurizer) is not _class(name):
             raise AcclimateError(
                 f"{self.name} is built on {type(self.featurizer).__name__}, which cannot be read back; build on {', '.join(backbones())}"
             )
-        settings = {"backbone": backbone, "settings": self.featurizer.settings, "classes": self.classes}
+        settings = {"backbone": name, "settings": self.featurizer.settings, "classes": self.classes}
         write_json(folder / "config.json", {"model_type": TYPE, **settings})
         save_file({name: value.detach().cpu().contiguous() for name, value in self.net.state_dict().items()}, folder / "model.safetensors")
 
@@ -134,7 +134,8 @@ def _class(name: str) -> type[nn.Module]:
     return importlib.import_module(f"acclimate.models.{name}").BACKBONE
 
 
-def _backbone(name: str, settings: dict[str, Any]) -> nn.Module:
+def backbone(name: str, settings: dict[str, Any]) -> nn.Module:
+    """A featurizer by the name of its module in models/, made with its settings and fresh weights."""
     if name not in backbones():
         raise AcclimateError(f"no backbone {name!r}{nearest(name, backbones())}")
     try:
