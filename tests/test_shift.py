@@ -271,3 +271,19 @@ def test_columns_are_standardised_by_the_sources_or_by_each():
     both = torch.cat([source["a"]["train"].x, source["b"]["train"].x])
     assert abs(float(both.mean())) < 1e-5
     assert float(source["t"]["train"].x.mean()) > 5
+
+
+def test_statistics_of_the_batch_are_mixed_with_those_of_the_source():
+    """Against numpy, on images: (N x source + n x batch) / (N + n) in every batch-norm layer, first layer seen."""
+    draw = np.random.default_rng(0)
+    layer = nn.BatchNorm2d(2).eval()
+    layer.running_mean.copy_(torch.tensor([0.5, -0.5]))
+    layer.running_var.copy_(torch.tensor([2.0, 0.5]))
+    x = draw.normal(1.0, 2.0, (4, 2, 3, 3)).astype(np.float32)
+    learner = Learner(nn.Sequential(layer, nn.Flatten()), 18, width=18, head=nn.Identity()).eval()
+    found = load("test_time.bn_adapt", prior=12).adapt(learner, torch.from_numpy(x)).numpy().reshape(x.shape)
+    mean = (12 * np.array([0.5, -0.5]) + 4 * x.mean((0, 2, 3))) / 16
+    variance = (12 * np.array([2.0, 0.5]) + 4 * x.var((0, 2, 3))) / 16
+    wanted = (x - mean[:, None, None]) / np.sqrt(variance + layer.eps)[:, None, None]
+    assert np.allclose(found, wanted, atol=1e-5)
+    assert layer.running_mean.tolist() == [0.5, -0.5]
