@@ -2,6 +2,7 @@
 
 Sun & Saenko 2016, equation 1 (CORAL), https://arxiv.org/abs/1607.01719; Gretton et al. 2012, equation 5 (MMD),
 https://jmlr.org/papers/v13/gretton12a.html; Peng et al. 2019, equation 1 (moments), https://arxiv.org/abs/1812.01754;
+Saito et al. 2018, equation 2 (two heads), https://arxiv.org/abs/1712.02560;
 Ben-David et al. 2007 (proxy A-distance), https://papers.nips.cc/paper/2983"""
 
 from collections.abc import Sequence
@@ -58,6 +59,15 @@ def moment_gap(a: Tensor, b: Tensor, order: int) -> Tensor:
     9.433980941772461
     """
     return (a.pow(order).mean(0) - b.pow(order).mean(0)).norm()
+
+
+def disagreement(one: Tensor, two: Tensor) -> Tensor:
+    """Mean absolute difference of two heads' class probabilities, of scores [row, class]: scalar.
+
+    >>> disagreement(torch.tensor([[100.0, 0.0]]), torch.tensor([[0.0, 0.0]])).item()  # mean of |1 - 0.5| and |0 - 0.5|
+    0.5
+    """
+    return (one.softmax(1) - two.softmax(1)).abs().mean()
 
 
 def proxy_a_distance(a: Tensor, b: Tensor, *, c: float = 1.0, seed: int = 0) -> float:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ...kinds import DomainAdaptation
 from ...method import Setting
+from ...parts.discrepancy import disagreement
 from ...parts.heads import HEADS
 
 
@@ -48,8 +49,3 @@ class Mcd(DomainAdaptation):
     def _gap(self, learner: Any, target: Any) -> Tensor:
         z = learner.features(target.x)
         return disagreement(learner.head(z), learner.parts["second"](z))
-
-
-def disagreement(one: Tensor, two: Tensor) -> Tensor:
-    """Mean absolute difference of two heads' class probabilities [row, class]: scalar."""
-    return (one.softmax(1) - two.softmax(1)).abs().mean()

@@ -1,0 +1,1 @@
+"""Experiments of the domain_adaptation room."""
