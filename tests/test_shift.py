@@ -287,3 +287,34 @@ def test_statistics_of_the_batch_are_mixed_with_those_of_the_source():
     wanted = (x - mean[:, None, None]) / np.sqrt(variance + layer.eps)[:, None, None]
     assert np.allclose(found, wanted, atol=1e-5)
     assert layer.running_mean.tolist() == [0.5, -0.5]
+
+
+def test_a_budget_is_spent_in_rounds_and_labels_help():
+    from acclimate.engines.active import Rounds, learn
+
+    learner, data = _shifted.source_model("table")
+    oracle = _shifted.table().oracle
+    training = Training(steps=60, batch=8, lr=0.01, choose="last")
+    done = learn(load("active_learning.uncertainty", by="margin"), learner, _shifted.table(), oracle, Rounds(rounds=3, share=0.1), training)
+    assert [len(rows) for rows in done.rows] == [5, 5, 5]
+    assert len({row for rows in done.rows for row in rows}) == 15
+    assert done.accuracy[-1] > done.accuracy[0]
+    with pytest.raises(AcclimateError, match="more than the 48 rows"):
+        learn(load("active_learning.random_sampling"), learner, data, oracle, Rounds(rounds=3, share=0.5))
+
+
+def test_the_greedy_centres_are_those_of_a_plain_loop():
+    from acclimate.engines.shift import Batch
+
+    draw = np.random.default_rng(0)
+    x, held = draw.normal(size=(30, 4)), draw.normal(size=(3, 4))
+    learner = Learner(nn.Identity(), 2, width=4)
+    batch = [Batch(torch.tensor(each), None, torch.zeros(len(each)), torch.arange(len(each)), [len(each)]) for each in (x, held)]
+    learner.double()
+    found = load("active_learning.core_set").query(learner, batch[0], 6, batch[1]).tolist()
+    centres, wanted = list(held), []
+    for _ in range(6):
+        gaps = [min(((row - centre) ** 2).sum() for centre in centres) for row in x]
+        wanted.append(int(np.argmax(gaps)))
+        centres.append(x[wanted[-1]])
+    assert found == wanted

@@ -255,7 +255,15 @@ class ActiveLearning(_Shift):
 
     @abstractmethod
     def query(self, learner: Any, pool: Any, budget: int) -> "np.ndarray":
-        """Indices into the unlabelled pool, ``budget`` of them, the most wanted first."""
+        """Places in the unlabelled pool (a batch), ``budget`` of them, the most wanted first.
+
+        May ask for ``labelled`` as well: all rows of the target that were asked for before, or None.
+        """
+
+    def step(self, learner: Any, source: Any = None, labelled: Any = None) -> Any:
+        """Plain training on the source and on the rows that were asked for, unless the method says more."""
+        parts = [learner.loss(learner(batch.x), batch.y) for batch in (source, labelled) if batch is not None]
+        yield sum(parts)
 
 
 class Continual(_Shift):

@@ -56,3 +56,16 @@ def prototype_labels(features: Tensor, scores: Tensor, rounds: int = 1) -> Tenso
         if turn < rounds:
             share = functional.one_hot(labels, scores.shape[1]).to(z.dtype)
     return labels
+
+
+def sureness(scores: Tensor, by: str = "entropy") -> Tensor:
+    """How sure each prediction is [row]: minus its entropy, the gap of the two largest probabilities (margin), or the largest (confidence).
+
+    >>> scores = torch.tensor([[0.0, 0.0, -100.0], [2.0, 0.0, 0.0]])
+    >>> [round(v, 3) for v in sureness(scores, "margin").tolist()]
+    [0.0, 0.681]
+    """
+    if by == "entropy":
+        return -entropy(scores)
+    first, second = scores.softmax(1).topk(2, 1).values.unbind(1)
+    return first - second if by == "margin" else first

@@ -151,6 +151,8 @@ class _Run:
         if data.target:
             size = training.target_batch or training.batch * max(1, len(data.labelled))
             self.samplers["target"] = Sampler([data.target], size, training.seed, len(data.labelled))
+        if data.asked:
+            self.samplers["labelled"] = Sampler([data.asked], min(training.batch, len(data.asked)), training.seed, len(data.labelled))
         self.score = score or self._chooser()
         self.game = training.optimizer.startswith("rk")
         self.optimizer = optimizer_of(learner, training)

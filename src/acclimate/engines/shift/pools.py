@@ -23,6 +23,7 @@ class Pool:
     x: Tensor = field(repr=False)
     y: Tensor | None = field(default=None, repr=False)
     about: Tensor | None = field(default=None, repr=False)
+    numbers: Tensor | None = field(default=None, repr=False)  # what batches call its rows; by default their places
 
     def __post_init__(self):
         if not len(self.x):
@@ -50,7 +51,12 @@ class Pool:
     def select(self, rows: Sequence[int] | np.ndarray | Tensor) -> "Pool":
         """Some rows by number, in the order given."""
         numbers = torch.as_tensor(rows, dtype=torch.long)
-        return replace(self, x=self.x[numbers], y=None if self.y is None else self.y[numbers])
+        return replace(
+            self,
+            x=self.x[numbers],
+            y=None if self.y is None else self.y[numbers],
+            numbers=None if self.numbers is None else self.numbers[numbers],
+        )
 
 
 @dataclass
@@ -85,7 +91,8 @@ class Data:
     """What a run may see: labelled domains, an unlabelled target, held-out labelled rows that choose the model.
 
     ``distances`` [domain, domain] are between the domains in the order labelled, target; ``classes`` name the labels (none: values).
-    ``oracle`` are labelled target rows; only the choice "oracle" looks at them, and what it chooses is marked as such.
+    ``asked`` are target rows whose labels were asked for; ``oracle`` are labelled target rows: only the choice "oracle" looks
+    at them, and what it chooses is marked as such.
     """
 
     labelled: Sequence[Pool] = ()
@@ -94,6 +101,7 @@ class Data:
     classes: Sequence[str] = ()
     distances: Tensor | None = None
     oracle: Pool | None = None
+    asked: Pool | None = None  # target rows whose labels were asked for
 
     def __post_init__(self):
         pools = [*self.labelled, *([self.target] if self.target else [])]
@@ -141,7 +149,8 @@ def whole(pools: Sequence[Pool], first: int = 0) -> Batch:
     y = None if any(pool.y is None for pool in pools) else torch.cat([pool.y for pool in pools if pool.y is not None])
     domain = torch.repeat_interleave(torch.arange(first, first + len(pools)), torch.tensor(sizes))
     x = pools[0].x if len(pools) == 1 else torch.cat([pool.x for pool in pools])
-    return Batch(x, y, domain, torch.arange(sum(sizes)), sizes)
+    given = pools[0].numbers if len(pools) == 1 else None
+    return Batch(x, y, domain, torch.arange(sum(sizes)) if given is None else given, sizes)
 
 
 class Sampler:
@@ -173,4 +182,4 @@ class Sampler:
                 start += len(taken)
         numbers = torch.from_numpy(np.concatenate(found))
         y = None if self.all.y is None else self.all.y[numbers]
-        return Batch(self.all.x[numbers], y, self.domain, numbers, [self.size] * len(self.all.sizes))
+        return Batch(self.all.x[numbers], y, self.domain, self.all.rows[numbers], [self.size] * len(self.all.sizes))
