@@ -1,6 +1,7 @@
 """One class per kind of method: its room, its verb, and the shapes that go in and come out."""
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .method import Method, arguments
@@ -247,6 +248,17 @@ class TestTime(_Shift):
         yield learner.loss(learner(domains.x), domains.y)
 
 
+def _on_labelled(self: Any, learner: Any, source: Any = None, labelled: Any = None) -> Any:
+    """Plain training on the source and on the rows that were asked for, unless the method says more."""
+    yield sum(learner.loss(learner(batch.x), batch.y) for batch in (source, labelled) if batch is not None)
+
+
+def _with_replay(self: Any, learner: Any, domains: Any, replay: Any = None) -> Any:
+    """Mean of the losses on the task's rows and on replayed ones where a memory is kept, unless the method says more."""
+    parts = [learner.loss(learner(batch.x), batch.y) for batch in (domains, replay) if batch is not None]
+    yield sum(parts) / len(parts)
+
+
 class ActiveLearning(_Shift):
     """Chooses what to label next. Engine: active; ``step`` trains between the rounds (engine: shift)."""
 
@@ -260,10 +272,7 @@ class ActiveLearning(_Shift):
         May ask for ``labelled`` as well: all rows of the target that were asked for before, or None.
         """
 
-    def step(self, learner: Any, source: Any = None, labelled: Any = None) -> Any:
-        """Plain training on the source and on the rows that were asked for, unless the method says more."""
-        parts = [learner.loss(learner(batch.x), batch.y) for batch in (source, labelled) if batch is not None]
-        yield sum(parts)
+    step: ClassVar[Callable[..., Any]] = _on_labelled
 
 
 class Continual(_Shift):
@@ -279,6 +288,8 @@ class Continual(_Shift):
 
     def after(self, learner: Any, task: Any) -> None:
         """After a task's last step."""
+
+    step: ClassVar[Callable[..., Any]] = _with_replay
 
 
 class Evaluation(Method):

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import AcclimateError
 from ..progress import bar
 from .shift.learner import Learner
-from .shift.loop import Training, optimizer_of, play, seeded
+from .shift.loop import Training, add_parts, optimizer_of, play, seeded
 from .shift.pools import Batch, Pool
 
 Shot = tuple[Tensor, Tensor | None]  # rows of a batch and their labels, which only the score sees
@@ -34,10 +34,8 @@ class Online:
     def __init__(self, method: Any, learner: Learner, training: Training | None = None, *, source: Batch | None = None):
         self.method, self.learner = method, learner
         self.training = training or Training(**{**method.training, **getattr(method, "online", {})})
+        add_parts(method, learner, self.training.seed)
         with seeded(self.training.seed, learner):
-            for name, part in method.build(learner).items():
-                if name not in learner.parts:
-                    learner.parts[name] = part.to(learner.device)
             method.begin(learner, source, None)
         self.optimizer = optimizer_of(learner, self.training)
         learner.eval()

@@ -3,7 +3,7 @@
 Kirkpatrick et al. 2017, equation 3 (EWC), https://arxiv.org/abs/1612.00796; Schwarz et al. 2018, section 4 (one sum that fades, online
 EWC), https://arxiv.org/abs/1805.06370; Mallya & Lazebnik 2018 (PackNet), https://arxiv.org/abs/1711.05769; Lopez-Paz & Ranzato 2017,
 section 2 (success matrix, backward transfer), https://arxiv.org/abs/1706.08840; forward transfer as in Liu et al. 2023,
-https://arxiv.org/abs/2310.05905"""
+https://arxiv.org/abs/2310.05905; Chaudhry et al. 2018 (forgetting), https://arxiv.org/abs/1801.10112"""
 
 from collections.abc import Mapping
 
@@ -73,6 +73,38 @@ def backward_transfer(matrix: ArrayLike) -> float:
     if len(held) < 2:
         raise AcclimateError("backward transfer needs at least two tasks")
     return float(np.mean(held[-1, :-1] - np.diag(held)[:-1]))
+
+
+def forgetting(matrix: ArrayLike) -> float:
+    """Mean loss on earlier tasks from the best that was ever reached to the end (Chaudhry et al. 2018, equation 3).
+
+    >>> round(forgetting([[0.8, 0.1, 0.0], [0.9, 0.6, 0.0], [0.2, 0.5, 0.7]]), 4)  # (0.9 - 0.2 + 0.6 - 0.5) / 2
+    0.4
+    """
+    held = _measured(matrix, last=True)
+    if len(held) < 2:
+        raise AcclimateError("forgetting needs at least two tasks")
+    best = [np.nanmax(held[task:-1, task]) for task in range(len(held) - 1)]
+    return float(np.mean(np.array(best) - held[-1, :-1]))
+
+
+def fisher(net: torch.nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """Mean squared gradient of log p(y | x) over rows, for every weight that learns: the diagonal of Fisher's information.
+
+    >>> net = torch.nn.Linear(1, 2, bias=False)
+    >>> _ = net.weight.data.zero_()
+    >>> fisher(net, torch.tensor([[2.0]]), torch.tensor([0]))["weight"].flatten().tolist()  # (1/2 x 2)^2 each
+    [1.0, 1.0]
+    """
+    from torch.func import functional_call, grad, vmap
+
+    learned = {name: value.detach() for name, value in net.named_parameters() if value.requires_grad}
+
+    def loss(weights: dict[str, Tensor], row: Tensor, label: Tensor) -> Tensor:
+        return torch.nn.functional.cross_entropy(functional_call(net, weights, (row[None],)), label[None])
+
+    taken = [vmap(grad(loss), (None, 0, 0))(learned, rows, labels) for rows, labels in zip(x.split(64), y.split(64), strict=True)]
+    return {name: torch.stack([part[name].square().sum(0) for part in taken]).sum(0) / len(x) for name in learned}
 
 
 def final_success(matrix: ArrayLike) -> float:

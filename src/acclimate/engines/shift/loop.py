@@ -30,7 +30,7 @@ class Training(Settings):
 
     steps: Annotated[int, Setting("steps; each sees one batch of every domain", 1)] = 500
     batch: Annotated[int, Setting("rows of each labelled domain per step", 1)] = 32
-    target_batch: Annotated[int, Setting("rows of the target per step; 0 = as many as of all labelled domains together", 0)] = 0
+    target_batch: Annotated[int, Setting("rows of each target per step; 0 = as many as of all labelled domains together", 0)] = 0
     optimizer: Annotated[
         str, Setting("who updates the weights; rk2 and rk4 play a game of one loss with Runge-Kutta steps", choices=OPTIMIZERS)
     ] = "adam"
@@ -40,9 +40,13 @@ class Training(Settings):
     nesterov: Annotated[bool, Setting("Nesterov's form of sgd's momentum")] = False
     weight_decay: Annotated[float, Setting("weight decay; decoupled in adamw", 0)] = 0.0
     schedule: Annotated[
-        str, Setting("course of the rate; inverse = (1 + alpha p)^-power", choices=("constant", "linear", "cosine", "inverse"))
+        str,
+        Setting(
+            "course of the rate over shares p of the run; inverse = (1 + alpha p)^-power, exponential = exp(-alpha p)",
+            choices=("constant", "linear", "cosine", "inverse", "exponential"),
+        ),
     ] = "constant"
-    alpha: Annotated[float, Setting("how fast the inverse course falls", 0)] = 10.0
+    alpha: Annotated[float, Setting("how fast the inverse or the exponential course falls", 0)] = 10.0
     power: Annotated[float, Setting("exponent of the inverse course", 0)] = 0.75
     warmup: Annotated[float, Setting("share of the steps in which the rate rises from 0", 0, 1)] = 0.0
     clip: Annotated[float, Setting("largest gradient norm; 0 = no clipping", 0)] = 0.0
@@ -114,7 +118,7 @@ def _check(method: Any, data: Data, training: Training) -> tuple[str, ...]:
     if ("source" in needs or "domains" in needs) and labelled < method.least:
         few = "no labelled domain" if not labelled else f"only {labelled} labelled domain" + "s" * (labelled > 1)
         raise AcclimateError(f"{method.name} needs at least {method.least} labelled domains, but there is {few}; give more sources")
-    if "target" in needs and data.target is None:
+    if "target" in needs and not data.targets:
         raise AcclimateError(f"{method.name} learns from unlabelled rows of the target, but no target was given")
     if training.choose == "oracle" and data.oracle is None:
         raise AcclimateError(
@@ -124,7 +128,7 @@ def _check(method: Any, data: Data, training: Training) -> tuple[str, ...]:
 
 
 def _marks(data: Data) -> list:
-    pools = [*data.labelled, *([data.target] if data.target else []), *data.validation, *([data.oracle] if data.oracle else [])]
+    pools = [*data.labelled, *data.targets, *data.validation, *([data.oracle] if data.oracle else [])]
     return [[p.name, list(p.x.shape), float(p.x.double().sum()), None if p.y is None else float(p.y.double().sum())] for p in pools]
 
 
@@ -138,21 +142,19 @@ class _Run:
     ):
         self.method, self.learner, self.data, self.training, self.asked = method, learner, data, training, asked
         learner.domains, learner.distances = data.names, data.distances
-        pools = [*data.labelled, *([data.target] if data.target else [])]
+        pools = [*data.labelled, *data.targets]
         facts = [pool.about for pool in pools if pool.about is not None]
         learner.about = torch.stack(facts) if len(facts) == len(pools) else None
-        with seeded(training.seed, learner):
-            for name, part in method.build(learner).items():
-                if name not in learner.parts:
-                    learner.parts[name] = part.to(learner.device)
+        add_parts(method, learner, training.seed)
         self.samplers: dict[str, Sampler] = {}
         if data.labelled:
             self.samplers["source"] = self.samplers["domains"] = Sampler(data.labelled, training.batch, training.seed)
-        if data.target:
-            size = training.target_batch or training.batch * max(1, len(data.labelled))
-            self.samplers["target"] = Sampler([data.target], size, training.seed, len(data.labelled))
-        if data.asked:
-            self.samplers["labelled"] = Sampler([data.asked], min(training.batch, len(data.asked)), training.seed, len(data.labelled))
+        if data.targets:
+            size = training.target_batch or -(-training.batch * max(1, len(data.labelled)) // len(data.targets))
+            self.samplers["target"] = Sampler(data.targets, size, training.seed, len(data.labelled))
+        for word, pool in (("labelled", data.asked), ("replay", data.replay)):
+            if pool:
+                self.samplers[word] = Sampler([pool], min(training.batch, len(pool)), training.seed, len(data.labelled))
         self.score = score or self._chooser()
         self.game = training.optimizer.startswith("rk")
         self.optimizer = optimizer_of(learner, training)
@@ -219,9 +221,10 @@ class _Run:
 
     def _factor(self) -> float:
         training, warm = self.training, round(self.training.warmup * self.training.steps)
-        if training.schedule == "inverse" and self.step >= warm:
-            return (1 + training.alpha * self.step / training.steps) ** -training.power
-        return course(self.step, training.steps, warm, "constant" if training.schedule == "inverse" else training.schedule)
+        part, kind = self.step / training.steps, training.schedule
+        if kind in ("inverse", "exponential") and self.step >= warm:
+            return (1 + training.alpha * part) ** -training.power if kind == "inverse" else math.exp(-training.alpha * part)
+        return course(self.step, training.steps, warm, kind if kind in ("linear", "cosine") else "constant")
 
     def _play(self, plays: list) -> None:
         """One update."""
@@ -302,6 +305,14 @@ class _Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.fitted = Fitted(**state["fitted"])
         self.step, self.best, self.best_score, self.losses = state["step"], state["best"], state["best_score"], state["losses"]
+
+
+def add_parts(method: Any, learner: Learner, seed: int) -> None:
+    """Put what a method builds beside the learner, drawn from the seed; parts that are there stay."""
+    with seeded(seed, learner):
+        for name, part in method.build(learner).items():
+            if name not in learner.parts:
+                learner.parts[name] = part.to(learner.device)
 
 
 def play(learner: Learner, optimizer: torch.optim.Optimizer, plays: list, clip: float = 0.0) -> None:

@@ -90,7 +90,9 @@ class Batch:
 class Data:
     """What a run may see: labelled domains, an unlabelled target, held-out labelled rows that choose the model.
 
-    ``distances`` [domain, domain] are between the domains in the order labelled, target; ``classes`` name the labels (none: values).
+    ``others`` are further targets, in methods that adapt to many domains at once: batches of the target hold them all, domain after
+    domain. ``distances`` [domain, domain] are between the domains in the order labelled, target, others; ``classes`` name the labels
+    (none: values).
     ``asked`` are target rows whose labels were asked for; ``oracle`` are labelled target rows: only the choice "oracle" looks
     at them, and what it chooses is marked as such.
     """
@@ -102,9 +104,11 @@ class Data:
     distances: Tensor | None = None
     oracle: Pool | None = None
     asked: Pool | None = None  # target rows whose labels were asked for
+    replay: Pool | None = None  # rows of earlier tasks
+    others: Sequence[Pool] = ()
 
     def __post_init__(self):
-        pools = [*self.labelled, *([self.target] if self.target else [])]
+        pools = [*self.labelled, *self.targets]
         if not pools:
             raise AcclimateError("no domain was given; give labelled domains, a target, or both")
         names = [pool.name for pool in pools]
@@ -118,19 +122,25 @@ class Data:
         for pool in self.labelled:
             if pool.y is None:
                 raise AcclimateError(f"domain {pool.name!r} has no labels; give it as the target, or label it")
-        if self.target is not None and self.target.y is not None:
-            raise AcclimateError(
-                f"labels of the target {self.target.name!r} were passed to training, where they would leak; pass target.unlabelled()"
-            )
+        for pool in self.targets:
+            if pool.y is not None:
+                raise AcclimateError(
+                    f"labels of the target {pool.name!r} were passed to training, where they would leak; pass target.unlabelled()"
+                )
         if len(pools[0]) > 1 and pools[0].x.is_floating_point() and all(bool((pool.x == pools[0].x[0]).all()) for pool in pools):
             raise AcclimateError(
                 f"all rows of {', '.join(names)} are the same, so nothing can be learned from them; check how they were made"
             )
 
     @property
+    def targets(self) -> list[Pool]:
+        """The unlabelled domains."""
+        return [*([self.target] if self.target else []), *self.others]
+
+    @property
     def names(self) -> list[str]:
-        """The domains by number: the labelled ones, then the target."""
-        return [pool.name for pool in (*self.labelled, *([self.target] if self.target else []))]
+        """The domains by number: the labelled ones, then the target and further ones."""
+        return [pool.name for pool in (*self.labelled, *self.targets)]
 
     @cached_property
     def source(self) -> Batch | None:
@@ -140,7 +150,7 @@ class Data:
     @cached_property
     def whole_target(self) -> Batch | None:
         """All target rows as one batch."""
-        return whole([self.target], len(self.labelled)) if self.target else None
+        return whole(self.targets, len(self.labelled)) if self.targets else None
 
 
 def whole(pools: Sequence[Pool], first: int = 0) -> Batch:
