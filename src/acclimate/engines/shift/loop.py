@@ -154,7 +154,8 @@ class _Run:
             self.samplers["target"] = Sampler(data.targets, size, training.seed, len(data.labelled))
         for word, pool in (("labelled", data.asked), ("replay", data.replay)):
             if pool:
-                self.samplers[word] = Sampler([pool], min(training.batch, len(pool)), training.seed, len(data.labelled))
+                size = max(2, min(training.batch, len(pool)))  # a single row comes twice: batch-norm needs two
+                self.samplers[word] = Sampler([pool], size, training.seed, len(data.labelled))
         self.score = score or self._chooser()
         self.game = training.optimizer.startswith("rk")
         self.optimizer = optimizer_of(learner, training)

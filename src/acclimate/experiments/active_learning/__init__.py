@@ -1,0 +1,1 @@
+"""Experiments of the active_learning room."""
