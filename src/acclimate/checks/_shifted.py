@@ -127,6 +127,7 @@ def one_step(
     made.domains = [f"domain {number}" for number in range(count + (other is not None))]
     made.distances = (torch.arange(len(made.domains))[:, None] - torch.arange(len(made.domains))).abs().float()
     made.about = torch.arange(len(made.domains)).to(source)[:, None]
+    made.sample = source[:1]
     words: dict[str, Any] = {"learner": made, "source": batch, "domains": batch, "target": other}
     with seeded(0, made):
         made.parts.update({name: part.to(source.dtype) for name, part in method.build(made).items()})

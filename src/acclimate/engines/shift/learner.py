@@ -54,6 +54,7 @@ class Learner(nn.Module):
         self.domains: list[str] = []  # names by number: labelled domains, then the target
         self.about: Tensor | None = None  # facts of each domain [domain, fact]
         self.distances: Tensor | None = None  # between domains [domain, domain]
+        self.sample: Tensor | None = None  # a row [1, *shape], for parts whose size depends on what passes in the network
         self.step, self.progress = 0, 0.0
         self.generator = torch.Generator().manual_seed(0)
 

@@ -143,6 +143,7 @@ class _Run:
         self.method, self.learner, self.data, self.training, self.asked = method, learner, data, training, asked
         learner.domains, learner.distances = data.names, data.distances
         pools = [*data.labelled, *data.targets]
+        learner.sample = pools[0].x[:1]
         facts = [pool.about for pool in pools if pool.about is not None]
         learner.about = torch.stack(facts) if len(facts) == len(pools) else None
         add_parts(method, learner, training.seed)

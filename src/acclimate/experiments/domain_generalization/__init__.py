@@ -1,0 +1,1 @@
+"""Experiments of the domain_generalization room."""

@@ -1,0 +1,79 @@
+"""Places in a network: where its stages end, and what passes there."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import AcclimateError, nearest
+
+
+def stages(net: nn.Module, most: int = 5) -> list[str]:
+    """Layers by name: the first with weights, and the last of each stage but the last; ``most`` of them, spread evenly.
+
+    A stage is a layer with a matrix of weights and what follows it up to the next one. Where there is none, the network's own output.
+
+    >>> stages(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU()))
+    ['0', '2']
+    """
+    units = list(_units(net)) or [("", net)]
+    starts = [place for place, (_, unit) in enumerate(units) if any(weight.ndim > 1 for weight in unit.parameters())]
+    if not starts:
+        return [units[-1][0]]
+    ends = sorted({starts[0], *(start - 1 for start in starts[1:])})
+    chosen = np.unique(np.linspace(0, len(ends) - 1, min(most, len(ends))).round().astype(int))
+    return [units[ends[place]][0] for place in chosen]
+
+
+def _units(net: nn.Module, before: str = "") -> Iterator[tuple[str, nn.Module]]:
+    for name, child in net.named_children():
+        if isinstance(child, nn.Sequential | nn.ModuleList):
+            yield from _units(child, f"{before}{name}.")
+        else:
+            yield before + name, child
+
+
+@contextmanager
+def passing(net: nn.Module, names: Sequence[str], change: Callable[[str, Tensor], Tensor] | None = None) -> Iterator[dict[str, Tensor]]:
+    """What the last pass inside let out of these layers, by name; ``change`` (name, output) gives what passes on instead.
+
+    >>> net = nn.Sequential(nn.Identity(), nn.ReLU())
+    >>> with passing(net, ["0"], lambda name, x: x + 1) as seen:
+    ...     net(torch.tensor([1.0])).item(), seen["0"].item()
+    (2.0, 2.0)
+    """
+    known = dict(net.named_modules())
+    if missing := [name for name in names if name not in known]:
+        raise AcclimateError(f"this network has no layer {missing[0]!r}{nearest(missing[0], list(known))}")
+    seen: dict[str, Tensor] = {}
+
+    def hook(name: str) -> Callable:
+        def keep(_: nn.Module, __: tuple, output: Tensor) -> Tensor:
+            seen[name] = output if change is None else change(name, output)
+            return seen[name]
+
+        return keep
+
+    hooks = [known[name].register_forward_hook(hook(name)) for name in names]
+    try:
+        yield seen
+    finally:
+        for each in hooks:
+            each.remove()
+
+
+@torch.no_grad()
+def widths(net: nn.Module, names: Sequence[str], row: Tensor) -> dict[str, torch.Size]:
+    """Shapes of what a row [1, *shape] becomes at these layers, by name; the network stays in its mode.
+
+    >>> widths(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), ["0"], torch.zeros(1, 3, 8, 8))["0"]
+    torch.Size([1, 4, 6, 6])
+    """
+    was = net.training
+    net.eval()
+    with passing(net, names) as seen:
+        net(row)
+    net.train(was)
+    return {name: output.shape for name, output in seen.items()}
