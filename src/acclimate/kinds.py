@@ -207,7 +207,7 @@ class _Shift(Method):
         """Before the first step; source and target are all rows that may be seen, or None."""
 
     def refresh(self, learner: Any, source: Any, target: Any) -> None:
-        """Before every pass over the largest domain, the first one too."""
+        """Before every pass over the largest domain, the first one too. May ask for ``labelled``: all rows whose labels were asked for."""
 
     def end(self, learner: Any, source: Any, target: Any) -> None:
         """After the last step, with the weights that were kept."""

@@ -18,7 +18,7 @@ from ...parts.schedules import course
 from ...progress import bar
 from .games import RungeKutta
 from .learner import Learner, Place
-from .pools import Data, Pool, Sampler
+from .pools import Data, Pool, Sampler, whole
 
 OPTIMIZERS = ("adam", "adamw", "sgd", "adadelta", "rk2", "rk4")
 STATE, DONE, PLAN = "state.pt", "learned.pt", "plan.json"
@@ -209,7 +209,9 @@ class _Run:
         torch.manual_seed(key)
         learner.generator.manual_seed(key)
         if self.step % self.epoch == 0:
-            self.method.refresh(learner, self.data.source, self.data.whole_target)
+            asked = self.data.asked if "labelled" in arguments(type(self.method), "refresh") else None
+            more = {"labelled": whole([asked])} if asked else {}
+            self.method.refresh(learner, self.data.source, self.data.whole_target, **more)
         learner.train()
         factor = self._factor()
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
