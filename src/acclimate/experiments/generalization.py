@@ -65,14 +65,15 @@ def left_out(
     arms: dict[str, Any],
     training: "Training",
     *,
-    width: int = 16,
+    make: Callable[[Cut, int], "Learner"] | None = None,
     sources: Sequence[str] = (),
     tell: Tell | None = None,
 ) -> dict[str, list[float]]:
     """Accuracy in points of each arm on each target, none of whose rows was seen: {arm: [figure per target]}.
 
     An arm is a method, or a method with settings of its training: (method, {setting: value}). It learns from ``sources``, by default from
-    all domains but the target, and always from the same first weights. ``tell`` (target, arm, what fit returned, learner) may look at each.
+    all domains but the target, and always from the same first weights, which ``make`` (rows, seed) gives. ``tell`` (target, arm, what fit
+    returned, learner) may look at each.
     """
     from ..engines.shift import Training, accuracy, fit
 
@@ -82,7 +83,7 @@ def left_out(
         data = gathered([cuts[name] for name in names])
         for arm, given in arms.items():
             method, settings = given if isinstance(given, tuple) else (given, {})
-            learner = learner_for(cuts[target], training.seed, width)
+            learner = (make or learner_for)(cuts[target], training.seed)
             fitted = fit(method, learner, data, Training(**{**training.values(), **settings}))
             found[arm].append(100 * accuracy(method, learner, everything(cuts[target])))
             if tell:
