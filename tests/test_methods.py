@@ -39,7 +39,9 @@ def test_reference(case):
     assert found == pytest.approx(case["expected"], rel=case["tolerance"], abs=case["tolerance"]), case["source"]
 
 
-@pytest.mark.parametrize("room", ["objectives", "adapters", "merging", "domain_adaptation", "domain_generalization", "test_time", "active_learning"])
+@pytest.mark.parametrize(
+    "room", ["objectives", "adapters", "merging", "domain_adaptation", "domain_generalization", "test_time", "active_learning"]
+)
 def test_every_method_has_a_reference(room):
     """A strategy has stages, not a number: its own tests check them."""
     pure = {name for name in names(room) if not issubclass(find(name), Strategy)}
