@@ -18,6 +18,19 @@ def entropy(scores: Tensor) -> Tensor:
     return -(logs.exp() * logs).sum(1)
 
 
+def likelihood_ratio(scores: Tensor) -> Tensor:
+    """-sum p log(p / (1 - p)) of p = softmax(scores), each row's [row]: falls on without end where entropy comes to rest.
+
+    Mummadi et al. 2021, equation 7 (soft likelihood ratio), https://arxiv.org/abs/2106.14999
+
+    >>> likelihood_ratio(torch.tensor([[0.0, 0.0, 0.0]])).round(decimals=4).tolist()  # log 2
+    [0.6930999755859375]
+    """
+    logs = scores.log_softmax(1)
+    share = logs.exp()
+    return -(share * (logs - (1 - share).clamp(min=1e-6).log())).sum(1)
+
+
 def spread(scores: Tensor) -> Tensor:
     """Entropy of the mean of softmax(scores) over rows: high where all classes are used. Scalar.
 

@@ -2,7 +2,9 @@
 
 Wang et al. 2021, equation 1 and section 3.2, https://arxiv.org/abs/2006.10726
 Batch-norm normalises by the batch. It breaks with single rows, with batches of one class, and on long streams, where sureness runs away.
-Predictions are those before the update, as in the authors' code.
+Predictions are those before the update, as in the authors' code. ``loss`` = ratio puts the soft likelihood ratio in the entropy's place
+(SLR), whose gradient does not vanish for sure rows: Mummadi et al. 2021, equation 7, https://arxiv.org/abs/2106.14999 ; its other parts are
+left out.
 
 >>> import torch
 >>> from acclimate.engines.shift import Learner
@@ -19,20 +21,21 @@ from torch import Tensor
 
 from ...kinds import TestTime
 from ...method import Setting
-from ...parts.certainty import entropy
+from ...parts.certainty import entropy, likelihood_ratio
 from ...parts.norms import batch_statistics
 
 
 class Tent(TestTime):
-    """How often it steps."""
+    """How often it steps, and on what."""
 
     steps: Annotated[int, Setting("updates per batch", 1)] = 1
+    loss: Annotated[str, Setting("what falls: entropy, or the soft likelihood ratio", choices=("entropy", "ratio"))] = "entropy"
     online: ClassVar[dict[str, Any]] = {"optimizer": "adam", "lr": 1e-3}
 
     def adapt(self, learner: Any, x: Tensor) -> Iterator[tuple[Tensor, str]]:
-        """Entropy of the predictions; the normalisation layers learn."""
+        """Entropy (or likelihood ratio) of the predictions; the normalisation layers learn."""
         for _ in range(self.steps):
             with batch_statistics(learner):
                 scores = learner(x)
-            yield entropy(scores).mean(), "norms"
+            yield (entropy if self.loss == "entropy" else likelihood_ratio)(scores).mean(), "norms"
         return scores
