@@ -125,6 +125,7 @@ def one_step(
     if target is not None:
         other = Batch(target, None, torch.full((len(target),), count), torch.arange(len(target)), [len(target)])
     made.domains = [f"domain {number}" for number in range(count + (other is not None))]
+    made.sources = count
     made.distances = (torch.arange(len(made.domains))[:, None] - torch.arange(len(made.domains))).abs().float()
     made.about = torch.arange(len(made.domains)).to(source)[:, None]
     made.sample = source[:1]

@@ -52,6 +52,7 @@ class Learner(nn.Module):
         self.dropout, self.smoothing = nn.Dropout(dropout), smoothing
         self.memory: dict[str, Any] = {}
         self.domains: list[str] = []  # names by number: labelled domains, then the target
+        self.sources = 0  # how many of the domains are labelled, the first ones
         self.about: Tensor | None = None  # facts of each domain [domain, fact]
         self.distances: Tensor | None = None  # between domains [domain, domain]
         self.sample: Tensor | None = None  # a row [1, *shape], for parts whose size depends on what passes in the network

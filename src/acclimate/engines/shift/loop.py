@@ -141,7 +141,7 @@ class _Run:
         self, method: Any, learner: Learner, data: Data, training: Training, asked: Sequence[str], score: Callable[[], float] | None
     ):
         self.method, self.learner, self.data, self.training, self.asked = method, learner, data, training, asked
-        learner.domains, learner.distances = data.names, data.distances
+        learner.domains, learner.sources, learner.distances = data.names, len(data.labelled), data.distances
         pools = [*data.labelled, *data.targets]
         learner.sample = pools[0].x[:1]
         facts = [pool.about for pool in pools if pool.about is not None]
