@@ -63,6 +63,17 @@ def mixstyle(x: Tensor, other: Tensor, share: Tensor, sizes: Sequence[int] | Non
     return (x - mean) / deviation * mixed_deviation + mixed_mean
 
 
+def shuffled_channels(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Each row's channels in an order of its own, which may be the old one [row, channel, *place].
+
+    >>> x = torch.tensor([[[1.0], [2.0], [3.0]]]).expand(5, 3, 1)
+    >>> shuffled_channels(x, torch.Generator().manual_seed(0)).squeeze(2).sort(1).values.unique(dim=0).tolist()
+    [[1.0, 2.0, 3.0]]
+    """
+    order = torch.rand(x.shape[:2], generator=generator).argsort(1)
+    return x[torch.arange(len(x))[:, None], order]
+
+
 def gram(x: Tensor) -> Tensor:
     """Products of channels, averaged over places and divided by the number of channels [row, channel, channel]; over rows for vectors.
 
