@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .method import Method, arguments
+from .method import Method, arguments, load
 
 if TYPE_CHECKING:
     import numpy as np
@@ -193,11 +193,19 @@ class _Shift(Method):
     verb = "step"
     least: ClassVar[int] = 1  # labelled domains without which the method has no meaning
     training: ClassVar[dict[str, Any]] = {}  # the paper's training settings, where they are not the engine's (engines/shift Training)
+    fresh: ClassVar[bool] = False  # source-free, but from weights of its own: only what ``adopt`` takes over is left of the source model
 
     @classmethod
     def source_free(cls) -> bool:
         """Whether no source row is seen: the method starts from a model that was trained on them."""
         return not {"source", "domains"} & set(arguments(cls, "step"))
+
+    def vendor(self) -> Any:
+        """The method that trains the source model, where no source row is seen."""
+        return load("domain_generalization.erm")
+
+    def adopt(self, learner: Any, model: Any, x: "Tensor") -> None:
+        """Where ``fresh``: what a new learner takes over of the source model, given all target rows; called before training."""
 
     def build(self, learner: Any) -> "dict[str, nn.Module]":
         """Parts beside featurizer and head that the method trains, by name."""

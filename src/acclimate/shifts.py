@@ -152,8 +152,10 @@ def _one(
     started = time.perf_counter()
     learner = make_learner(seen.data.labelled[0].x, seen.data.classes, backbone, head, seed)
     if method.source_free():
-        erm: Any = find("domain_generalization.erm")()
-        fit(erm, learner, replace(seen.data, target=None, oracle=None), Training(**{**training, "seed": seed}))
+        fit(method.vendor(), learner, replace(seen.data, target=None, oracle=None), Training(**{**training, "seed": seed}))
+        if method.fresh and seen.data.target:
+            model, learner = learner, make_learner(seen.data.labelled[0].x, seen.data.classes, backbone, head, seed + 1)
+            method.adopt(learner, model, seen.data.target.x)
     uses_target = method.source_free() or "target" in method.asked()
     done = fit(method, learner, seen.data if uses_target else replace(seen.data, target=None), plan)
     seconds = time.perf_counter() - started

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import itertools
 import tempfile
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,8 @@ def one_step(
         made.parts.update({name: part.to(source.dtype) for name, part in method.build(made).items()})
         if filled:
             tiny.fill(made.parts.parameters())
+        if method.fresh and other:
+            method.adopt(made, made, other.x)
         method.begin(made, batch, other)
         method.refresh(made, batch, other)
         asked = arguments(type(method), "step")
@@ -203,20 +206,26 @@ QUICK: dict[str, Any] = {"optimizer": "adam", "lr": 0.003, "schedule": "constant
 
 def start(cls: Any, modality: str) -> tuple[Learner, Data]:
     """What a method starts from: a fresh learner and all data, or a source model and the target where no source row may be seen."""
-    return source_model(modality) if cls.source_free() else (learner(modality), MODALITIES[modality]())
+    if not cls.source_free():
+        return learner(modality), MODALITIES[modality]()
+    model, data = source_model(modality, cls().vendor().name)
+    if not cls.fresh:
+        return model, data
+    made = learner(modality, seed=1)
+    cls().adopt(made, model, data.target.x)  # type: ignore[union-attr]
+    return made, data
 
 
 @cache
-def _source_weights(modality: str) -> dict[str, Tensor]:
-    data, made, erm = MODALITIES[modality](), learner(modality), load("domain_generalization.erm")
-    fit(erm, made, data, training(erm, steps=300, batch=24, choose="last", **QUICK))
-    return made.state_dict()
+def _source_model(modality: str, vendor: str) -> Learner:
+    data, made, method = MODALITIES[modality](), learner(modality), load(vendor)
+    fit(method, made, replace(data, target=None, oracle=None), training(method, steps=300, batch=24, choose="last", **QUICK))
+    return made
 
 
-def source_model(modality: str) -> tuple[Learner, Data]:
-    """A learner that plain training on the sources made, and the data without the sources."""
-    made, data = learner(modality), MODALITIES[modality]()
-    made.load_state_dict(_source_weights(modality))
+def source_model(modality: str, vendor: str = "domain_generalization.erm") -> tuple[Learner, Data]:
+    """A learner that a method (plain training unless said) made of the sources, and the data without the sources."""
+    made, data = copy.deepcopy(_source_model(modality, vendor)), MODALITIES[modality]()
     return made, Data(target=data.target, classes=data.classes, oracle=data.oracle)
 
 
