@@ -7,7 +7,7 @@ model is snapshotted at the start; ``reset`` brings back weights, buffers, memor
 import copy
 import inspect
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -110,6 +110,24 @@ def stream(pool: Pool, batch: int, *, seed: int | None = 0, drop: int = 1) -> It
     for rows in order.split(batch):
         if len(rows) >= drop:
             yield pool.x[rows], None if pool.y is None else pool.y[rows]
+
+
+def chosen(methods: Sequence[Any], make: Callable[[Any], Online], pools: Sequence[Pool], batch: int, seed: int = 0) -> Any:
+    """The one of several methods (of one with several settings) that does best on held-out source rows; the first of equals.
+
+    ``make`` puts a method on the source model. Each pool is a stream of its own, after a reset.
+    """
+    if not methods or not pools:
+        raise AcclimateError("choosing needs methods to choose from, and held-out rows of the sources (validation) to choose by")
+
+    def worth(method: Any) -> float:
+        online, found = make(method), []
+        for pool in pools:
+            online.reset()
+            found.append(streamed_accuracy(online, stream(pool, batch, seed=seed)))
+        return sum(found) / len(found)
+
+    return max(methods, key=worth)
 
 
 def streamed_accuracy(online: Online, shots: Iterable[Shot]) -> float:

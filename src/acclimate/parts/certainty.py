@@ -76,7 +76,7 @@ def sureness(scores: Tensor, by: str = "entropy") -> Tensor:
 
     >>> scores = torch.tensor([[0.0, 0.0, -100.0], [2.0, 0.0, 0.0]])
     >>> [round(v, 3) for v in sureness(scores, "margin").tolist()]
-    [0.0, 0.681]
+    [0.0, 0.68]
     """
     if by == "entropy":
         return -entropy(scores)
