@@ -21,7 +21,7 @@ def entropy(scores: Tensor) -> Tensor:
 def likelihood_ratio(scores: Tensor) -> Tensor:
     """-sum p log(p / (1 - p)) of p = softmax(scores), each row's [row]: falls on without end where entropy comes to rest.
 
-    Mummadi et al. 2021, equation 7 (soft likelihood ratio), https://arxiv.org/abs/2106.14999
+    Mummadi et al. 2021, the soft likelihood ratio, https://arxiv.org/abs/2106.14999
 
     >>> likelihood_ratio(torch.tensor([[0.0, 0.0, 0.0]])).round(decimals=4).tolist()  # log 2
     [0.6930999755859375]

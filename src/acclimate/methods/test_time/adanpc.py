@@ -1,6 +1,6 @@
 """AdaNPC: votes of the nearest training rows, and of the stream's sure rows, which join the memory with the labels they were given.
 
-Zhang et al. 2023, sections 3.1 (training) and 3.2 (memory and prediction), https://arxiv.org/abs/2304.12566
+Zhang et al. 2023, training with neighbours, memory and prediction; details as in the authors' code, https://arxiv.org/abs/2304.12566
 No gradient at test time; made for long series of domains that move step by step. Any featurizer; the linear head is not used. Mistakes
 that look sure stay in the memory until ``reset``, so it does badly where the first domain is far off. Confidence is the largest value of
 softmax(p) of a probability vector p, as in the authors' code, which lies between 1 / C and e / (e + C - 1): ``beta`` is a share of this

@@ -3,7 +3,7 @@
 Wang et al. 2021, equation 1 and section 3.2, https://arxiv.org/abs/2006.10726
 Batch-norm normalises by the batch. It breaks with single rows, with batches of one class, and on long streams, where sureness runs away.
 Predictions are those before the update, as in the authors' code. ``loss`` = ratio puts the soft likelihood ratio in the entropy's place
-(SLR), whose gradient does not vanish for sure rows: Mummadi et al. 2021, equation 7, https://arxiv.org/abs/2106.14999 ; its other parts are
+(SLR), whose gradient does not vanish for sure rows: Mummadi et al. 2021, https://arxiv.org/abs/2106.14999 ; its other parts are
 left out.
 
 >>> import torch
