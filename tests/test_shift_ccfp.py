@@ -47,6 +47,7 @@ def test_losses_by_hand():
     learner.parts.update(method.build(learner))
     assert list(learner.parts["shifts"]) == ["body/0", "body/1"]  # after the first convolution, after its ReLU, not after the last stage
     tiny.fill(learner.parts["shifts"].parameters())
+    tiny.fill(learner.parts["away"].parameters())  # gamma and beta are sums of both
     with torch.no_grad():
         for weight in learner.parts["perturbed"].parameters():
             weight.mul_(1.1)
@@ -56,7 +57,7 @@ def test_losses_by_hand():
         one, two = net.body[0], net.body[2]
         clean = [one(x), one(x).relu()]
         scores = learner.head(two(clean[1]).mean((2, 3))).numpy()
-        shifts = [[p.numpy() for p in (s.gamma, s.beta)] for s in (learner.parts["shifts"]["body/0"], learner.parts["shifts"]["body/1"])]
+        shifts = [[2 * p.numpy() for p in (each.gamma, each.beta)] for each in learner.parts["shifts"].values()]
         one, two = learner.parts["perturbed"].body[0], learner.parts["perturbed"].body[2]
         first = moved(one(x).numpy(), *shifts[0])
         second = moved(np.maximum(first, 0), *shifts[1])
@@ -66,7 +67,7 @@ def test_losses_by_hand():
     apart = sum(np.linalg.norm(gram(a.numpy()) - gram(b)) for a, b in zip(clean, (first, second), strict=True))
     expected = [softmax_loss(scores, y.numpy()) + 0.5 * gap, softmax_loss(other, y.numpy()) + 0.5 * gap, -2 * apart]
     assert [loss.item() for loss, _ in losses] == pytest.approx(expected, rel=1e-4)
-    assert [who for _, who in losses] == [("featurizer", "head"), ("perturbed", "perturbed_head", "shifts"), "shifts"]
+    assert [who for _, who in losses] == [("featurizer", "head"), ("perturbed", "perturbed_head", "shifts"), "away"]
     assert learner.memory["distances"] == pytest.approx([apart], rel=1e-4)
     assert method.predict(learner, x).detach().numpy() == pytest.approx(other, abs=1e-5)
 
@@ -93,9 +94,10 @@ def test_style_is_moved_when_learned_and_stays_when_drawn():
         before = copy.deepcopy(dict(learner.featurizer.named_parameters()))
         method = load("domain_generalization.ccfp", **settings)
         fit(method, learner, data, Training(steps=20, batch=8, lr=1e-2, choose="last"))
-        shifts = list(learner.parts["shifts"].parameters())
+        shifts, away = (list(learner.parts[name].parameters()) for name in ("shifts", "away"))
         assert all(weight.abs().sum() > 0 for weight in shifts)
-        assert all(weight.requires_grad is moves for weight in shifts)
+        assert all(bool(weight.abs().sum() > 0) is moves for weight in away)
+        assert all(weight.requires_grad is moves for weight in shifts + away)
         assert any(not torch.equal(before[name], weight) for name, weight in learner.featurizer.named_parameters())
         if moves:
             distances = learner.memory["distances"]

@@ -6,9 +6,10 @@ residual network (models/convnet, width 8) from random weights. Arms: ERM; MixSt
 once and stay; CCFP without the semantic term; CCFP. Batches, first weights and rate are the same for all; weights are chosen on held-out
 rows of the sources, and all rows of the unseen domain are tested on. The details tell how far styles lay apart at first and at last.
 
-What differs from the paper, and why: a small network from random weights instead of a pretrained ResNet-50, so rate 2e-3 instead of 5e-5;
+What differs from the paper, and why: a small network from random weights instead of a pretrained ResNet-50, so rate 2e-3 instead of 5e-5
+and 200 steps instead of 5,000; gamma and beta at 0.6 of that rate, for as long a way in all (0.25), and those drawn once are as large.
 32 x 32 pixels, three of four styles; the other sets of DomainBed are not at hand; one set of hyperparameters instead of a search of 20. A
-step of CCFP sees each row in two networks, so it costs about four of ERM. About two and a half minutes per seed on one core.
+step of CCFP sees each row in two networks, so it costs about three of ERM. About two and a half minutes per seed on one core.
 """
 
 from functools import partial
@@ -28,6 +29,7 @@ CRITERION = """
 METRIC = "accuracy on all rows of the unseen domain in points, mean over the domains left out, higher is better"
 SEEDS = (0, 1, 2)
 ABOVE = 0.5  # points: the number of the criterion
+SLOWER = {"rates": {"shifts": 0.6, "away": 0.6}}
 TURNS = tuple(f"rotated_{angle}" for angle in range(0, 91, 15))
 COLOURS = ("coloured_90", "coloured_80", "coloured_10")
 
@@ -37,9 +39,9 @@ def arms() -> dict[str, Any]:
     return {
         "ERM": load("domain_generalization.erm"),
         "MixStyle": load("domain_generalization.mixstyle"),
-        "drawn once": load("domain_generalization.ccfp", drawn=0.5),
-        "no semantic term": load("domain_generalization.ccfp", semantic=0.0),
-        "CCFP": load("domain_generalization.ccfp"),
+        "drawn once": load("domain_generalization.ccfp", drawn=0.25),
+        "no semantic term": (load("domain_generalization.ccfp", semantic=0.0), SLOWER),
+        "CCFP": (load("domain_generalization.ccfp"), SLOWER),
     }
 
 

@@ -4,14 +4,16 @@ Li et al. 2023, section 3, https://arxiv.org/abs/2307.12502; order of the update
 For one or more sources; which domain a row is of is not asked. A second network, started as a copy with a head of its own, moves the
 channel statistics of its rows at several places: (x - mean) / std x (std + gamma) + mean + beta, gamma and beta learned. First both
 networks learn the classes and each other's scores; then gamma and beta alone move away from the clean network's style. The second network
-predicts. A step costs about four of plain training. The engine has one optimizer where the authors have a second one for gamma and beta.
-Outputs of layers are [row, channel, *place]; ``tokens`` says that those of three dimensions are [row, token, width]. Vectors, which have
-no places, take their statistics over the batch, and running ones to predict (ours). ``drawn`` is a rival: moved at random once for all.
+predicts. gamma and beta are sums of two parts, one for each update that moves them, so that each has an optimizer's state of its own as in
+the authors' code: with Adam they go the rate x the steps at most, whatever ``style`` is, so mind the rate of "away" (0.25 in the paper). A
+step costs about three of plain training. Outputs of layers are [row, channel, *place]; ``tokens`` says that those of three dimensions are
+[row, token, width]. Vectors, which have no places, take their statistics over the batch, and running ones to predict (ours). ``drawn`` is
+a rival: moved at random once for all.
 
 >>> import torch
->>> clean, shift = torch.tensor([[[1.0, 3.0]]]), Shift(1, dimensions=3)  # one channel: Gram (1 + 9) / 2
->>> _ = [weight.data.fill_(1.0) for weight in (shift.gamma, shift.beta)]  # [1, 5]: Gram (1 + 25) / 2
->>> round(distance([clean], [shift(clean)]).item(), 3)
+>>> clean, shift, away = torch.tensor([[[1.0, 3.0]]]), Shift(1, dimensions=3), Shift(1, dimensions=3)  # one channel: Gram (1 + 9) / 2
+>>> _ = [weight.data.fill_(0.5) for weight in (*shift.parameters(), *away.parameters())]  # gamma, beta 1: [1, 5], Gram (1 + 25) / 2
+>>> round(distance([clean], [shift(clean, away)]).item(), 3)
 8.0
 """
 
@@ -42,17 +44,19 @@ class Ccfp(DomainGeneralization):
     training: ClassVar[dict[str, Any]] = {"optimizer": "adam", "lr": 5e-5, "batch": 32}
 
     def build(self, learner: Any) -> dict[str, nn.Module]:
-        """The second network, and gamma and beta of each place."""
+        """The second network, and gamma and beta of each place: what it moves itself, and what moves away from the other's style."""
         shapes = widths(learner.featurizer, self._names(learner), learner.sample)
-        shifts = nn.ModuleDict({key(name): Shift(shape[-1 if self._tokens(shape) else 1], len(shape)) for name, shape in shapes.items()})
+        channels = {key(name): (shape[-1 if self._tokens(shape) else 1], len(shape)) for name, shape in shapes.items()}
+        shifts, away = (nn.ModuleDict({name: Shift(*each) for name, each in channels.items()}) for _ in range(2))
         if self.drawn:
             for weight in shifts.requires_grad_(False).parameters():
                 nn.init.normal_(weight, std=self.drawn)
+            away.requires_grad_(False)
         head = copy.deepcopy(learner.head)
         for layer in head.modules():
             if hasattr(layer, "reset_parameters"):
                 layer.reset_parameters()
-        return {"perturbed": copy.deepcopy(learner.featurizer), "perturbed_head": head, "shifts": shifts}
+        return {"perturbed": copy.deepcopy(learner.featurizer), "perturbed_head": head, "shifts": shifts, "away": away}
 
     def step(self, learner: Any, domains: Any) -> Iterator[list[tuple[Tensor, Any]] | tuple[Tensor, str]]:
         """Both networks at once, then gamma and beta."""
@@ -71,7 +75,7 @@ class Ccfp(DomainGeneralization):
             _, styled = self._perturbed(learner, domains.x)
         apart = distance([self._channels(seen[name]) for name in seen], [self._channels(styled[name]) for name in seen])
         learner.memory.setdefault("distances", []).append(apart.item())
-        yield -self.style * apart, "shifts"
+        yield -self.style * apart, "away"
 
     def predict(self, learner: Any, x: Tensor) -> Tensor:
         """Scores of the second network, style moved."""
@@ -82,10 +86,10 @@ class Ccfp(DomainGeneralization):
 
     def _perturbed(self, learner: Any, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Scores of the second network, and the moved outputs by place."""
-        shifts, net = learner.parts["shifts"], learner.parts["perturbed"]
+        shifts, away, net = (learner.parts[name] for name in ("shifts", "away", "perturbed"))
 
         def change(name: str, output: Tensor) -> Tensor:
-            return self._channels(shifts[key(name)](self._channels(output)))
+            return self._channels(shifts[key(name)](self._channels(output), away[key(name)]))
 
         with passing(net, self._names(learner), change) as seen:
             z = learner.dropout(net(x))
@@ -107,9 +111,9 @@ class Shift(nn.Module):
         self.gamma, self.beta = nn.Parameter(torch.zeros(channels)), nn.Parameter(torch.zeros(channels))
         self.norm = nn.BatchNorm1d(channels, affine=False) if dimensions == 2 else None  # vectors: over the batch, running ones to predict
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps [row, channel, *place] or vectors [row, channel] in another style."""
-        gamma, beta = (weight.view(-1, *[1] * (x.ndim - 2)) for weight in (self.gamma, self.beta))
+    def forward(self, x: Tensor, more: "Shift") -> Tensor:
+        """Maps [row, channel, *place] or vectors [row, channel] in another style, ``more`` being added to gamma and beta."""
+        gamma, beta = ((a + b).view(-1, *[1] * (x.ndim - 2)) for a, b in ((self.gamma, more.gamma), (self.beta, more.beta)))
         return x + gamma * (standardised(x) if self.norm is None else self.norm(x)) + beta  # the equation, multiplied out
 
 
