@@ -4,7 +4,8 @@ A single source: photographs of PACS, tested on paintings and cartoons (six kind
 ink agrees with the label in 90 and 80 % of the rows, tested where it does in 10 % (16 x 16). A small convolutional network from random
 weights. Arms: ERM; ERM with channels shuffled at a strength drawn evenly; MoDify's augmentation alone (DA); its choice of rows alone (NO);
 both. Batches, first weights and rate are the same for all; weights are chosen on held-out rows of the sources, and all rows of the unseen
-domain are tested on. Beside the accuracies: the share of rows that gave no gradient. The details tell what became of the rows in each pass.
+domain are tested on. Beside the accuracies: the share of rows that gave no gradient until
+the weights that are kept. The details tell what became of the rows in each pass.
 
 What differs from the paper, and why: classification instead of segmentation and detection of streets, which are not at hand; a small
 network from random weights; our course of the thresholds, as no code was published; momentum 0.5 of the bank instead of 0.9, as each row is
