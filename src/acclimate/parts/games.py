@@ -1,6 +1,6 @@
 """When steps of a solver settle in a game of two players, and when they leave a point that the continuous game would settle in.
 
-Acuna et al. 2022, section 4 (propositions on the learning rate), https://arxiv.org/abs/2202.05352; stability functions of Runge-Kutta
+Acuna et al. 2022, bounds of the learning rate, https://arxiv.org/abs/2202.05352; stability functions of Runge-Kutta
 methods as in Hairer & Wanner, Solving Ordinary Differential Equations II, chapter IV."""
 
 import math

@@ -1,6 +1,6 @@
 """Adversarial game: DANN, played by Runge-Kutta steps in place of gradient descent, which stay stable at larger rates.
 
-Acuna et al. 2022, equations 6 to 9 and section 5, https://arxiv.org/abs/2202.05352
+Acuna et al. 2022, the three players and their Runge-Kutta steps, https://arxiv.org/abs/2202.05352
 The loss is DANN's: with the reversal, one backward pass leaves minus the field of all three players in the gradients. What the paper
 changes is the solver: training.optimizer = "rk2" (Heun) or "rk4", of which a step costs 2 or 4 gradients on the same batch and draws, with
 weight decay as part of the field and batch-norm statistics moved once. The same solver serves CDAN and every method of one loss with a

@@ -1,11 +1,11 @@
 """M3SDA: pulls the moments of several sources and a target together, with a pair of heads for each source and a weighted vote.
 
-Peng et al. 2019, equations 1 to 3 and section 3.2, https://arxiv.org/abs/1812.01754
+Peng et al. 2019, moment distance (equation 1), M3SDA and M3SDA-beta, https://arxiv.org/abs/1812.01754
 For several sources that differ from each other: sources are aligned with the target and with each other, raw moments of the features up to
 ``orders``. ``pairs`` is the paper's M3SDA-beta: a second head per source, and the three-step game of MCD; without it one head per source.
 Little use where classes have other shares in the domains. The learner's own head is left alone: each source has heads of its own.
-The paper weighs the vote by how right a model of each source alone is on labelled target rows, which adaptation has not: give what was
-measured on other held-out rows as ``accuracies`` (engines.shift.alone), or nothing for a plain mean. The public code for digits centres
+The vote is weighed by how right a model of each source alone is: give ``accuracies``, measured without labels of the target (as
+engines.shift.alone does, on held-out rows of the other sources), or nothing for a plain mean. The public code for digits centres
 features before the first order, goes up to order 5 and shares one pair of heads: here are the paper's equations.
 
 >>> import torch

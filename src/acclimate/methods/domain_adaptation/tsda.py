@@ -1,12 +1,12 @@
 """TSDA: aligns domains that are leaves of a tree by their place in it, with a discriminator against a taxonomist.
 
-Liu et al. 2023, equations 1 to 7 and section 4, https://arxiv.org/abs/2306.07874
+Liu et al. 2023, losses of encoder, discriminator and taxonomist, https://arxiv.org/abs/2306.07874
 For many domains with a taxonomy (kinds of goods, species), some of them labelled. The discriminator pulls all encodings together; the
 taxonomist must tell from them how far domains lie apart in the tree (``Data.distances``, as by parts.taxonomy.hops), so that near domains
 are aligned more than distant ones. With all distances alike it aligns as DANN does. The encoder sees the domain's vector, so predictions
 need to know the domain. Give ``Data.others`` for more than one target, and as many rows of each domain per step: where there are more of
-one, the taxonomist sees the first of them. ``together``, the variance within a domain, is in the authors' code and not in the paper's
-equations; their networks have dropout 0.2, which is the learner's own setting. For few domains use DANN.
+one, the taxonomist sees the first of them. ``together``, the variance within a domain, follows the authors' code; their
+networks have dropout 0.2, which is the learner's own setting. For few domains use DANN.
 
 >>> import torch
 >>> r = torch.tensor([[[0.0, 0.0]], [[3.0, 4.0]], [[0.0, 1.0]]])  # distances 5, 1, sqrt 18
