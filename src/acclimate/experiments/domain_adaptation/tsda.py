@@ -7,9 +7,9 @@ books labelled. Arms: source only (ERM), DANN over all domains, TSDA with a flat
 that tells its place, made from the tree by classical scaling: TSDA's encoder takes it (``vectors`` = "given"), the other arms see it as
 further columns. All arms have the same steps, rows per domain and rate; the players of TSDA have the paper's ratios to it.
 
-What differs from the paper, and why: DT-40 is drawn by our own recipe instead of the authors' file, anew for each seed; networks of 64 columns and a
-rate of 3e-3 with 800 steps instead of 512 columns, 3e-5 and 300 passes, for time, with gradients clipped at 1, as the game runs away at
-that rate otherwise. About two minutes per seed on one core, after the reviews were encoded once (some minutes).
+What differs from the paper, and why: DT-40 is drawn by our own recipe instead of the authors' file, anew for each seed; networks of 64
+columns and a rate of 3e-3 with 800 steps instead of 512 columns, 3e-5 and 300 passes, for time, with gradients clipped at 1, as the game
+runs away at that rate otherwise. About two minutes per seed on one core, after the reviews were encoded once (some minutes).
 """
 
 from dataclasses import dataclass, field, replace
