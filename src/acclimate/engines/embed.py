@@ -31,7 +31,7 @@ from .sentences import SentenceBatches, groups
 from .staged import Stage, Term, evaluating, fit
 from .tokens import fingerprint as voice
 
-POOLING = ("mean", "cls", "max")
+POOLING = ("mean", "cls", "max")  # of sentence encoders; "last" is the last token's vector, for decoders
 MODE = re.compile(r"pooling_mode_(.*?)(?:_tokens?)?")
 KNOWN = ("Transformer", "Pooling", "Normalize")  # modules of a sentence encoder; the last changes no cosine
 
@@ -84,6 +84,9 @@ def embed(net: Any, batch: Mapping[str, Tensor], how: str) -> Tensor:
     hidden = out.last_hidden_state if getattr(out, "last_hidden_state", None) is not None else out.hidden_states[-1]
     if how == "cls":
         return hidden[:, 0]
+    if how == "last":
+        places = torch.arange(hidden.shape[1], device=hidden.device)
+        return hidden[torch.arange(len(hidden), device=hidden.device), (mask * places).argmax(1)]
     if how == "max":
         return hidden.masked_fill(mask[..., None] == 0, -torch.inf).amax(1)
     weight = mask[..., None].to(hidden.dtype)
@@ -106,13 +109,14 @@ def embed_cached(net: Any, batch: Mapping[str, Tensor], how: str, chunk: int) ->
 class Encoder:
     """Texts to vectors of length 1, with the adapter of each text's domain; one batch may hold texts of several domains.
 
-    Settings: ``rows`` texts at once, ``width`` longest text in tokens, ``precision`` as in training (fp32 unless said).
+    Settings: ``rows`` texts at once, ``width`` longest text in tokens, ``precision`` as in training (fp32 unless said), ``how`` tokens
+    become one vector (as the encoder was trained unless said; "last" for the hidden state of a decoder's last token).
     """
 
-    def __init__(self, model: Model, *, rows: int = 64, width: int = 0, precision: str = "fp32"):
+    def __init__(self, model: Model, *, rows: int = 64, width: int = 0, precision: str = "fp32", how: str = ""):
         self.model, self.rows, self.precision = model, rows, precision
         self.width = _width(model, width)
-        self.pooling = pooling(model)
+        self.pooling = how or pooling(model)
 
     @property
     def domains(self) -> list[str]:
