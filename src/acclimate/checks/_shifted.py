@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..engines.shift import Batch, Data, Learner, Pool, Training, accuracy, fit
 from ..engines.shift.loop import seeded
+from ..engines.shift.plays import as_plays
 from ..method import arguments, load
 from ..words import WORDS
 from . import tiny
@@ -101,11 +102,7 @@ def reference_number(method: Any, inputs: dict[str, Any]) -> list[float]:
 
     ``sizes`` are rows per source domain; ``step`` and ``progress`` where they matter. With ``predict`` the scores of these rows instead.
     """
-    head = torch.tensor(inputs["head"])
-    linear = nn.Linear(head.shape[1], len(head), bias=False)
-    made = Learner(nn.Identity(), len(head), width=head.shape[1], head=linear)
-    with torch.no_grad():
-        linear.weight.copy_(head)
+    made = headed(inputs["head"])
     made.step, made.progress = inputs.get("step", 0), inputs.get("progress", 0.0)
     source = torch.tensor(inputs["source"])
     target = torch.tensor(inputs["target"]) if inputs.get("target") else None
@@ -113,6 +110,15 @@ def reference_number(method: Any, inputs: dict[str, Any]) -> list[float]:
     if "predict" in inputs:
         return method.predict(made, torch.tensor(inputs["predict"])).flatten().tolist()
     return [loss.item() for loss in losses]
+
+
+def headed(head: list[list[float]]) -> Learner:
+    """A learner whose features are the rows themselves, with a given head [class, column] without bias."""
+    weight = torch.tensor(head)
+    linear = nn.Linear(weight.shape[1], len(weight), bias=False)
+    with torch.no_grad():
+        linear.weight.copy_(weight)
+    return Learner(nn.Identity(), len(weight), width=weight.shape[1], head=linear)
 
 
 def one_step(
@@ -141,8 +147,7 @@ def one_step(
         method.refresh(made, batch, other)
         asked = arguments(type(method), "step")
         found = list(method.step(**{name: words[name] for name in asked if name in words}))
-    plays = [play for group in found for play in (group if isinstance(group, list) else [group])]
-    return [play[0].detach() if isinstance(play, tuple) else play.detach() for play in plays]
+    return [loss.detach() for given in found for loss, _ in as_plays(given)]
 
 
 # checks that rooms share: each takes the class
@@ -166,7 +171,7 @@ def check_modalities(cls: Any) -> None:
 
 def check_same_seed(cls: Any) -> None:
     """The same seed gives the same weights."""
-    _equal(trained(cls, "table"), trained(cls, "table"), "the same seed gives other weights")
+    equal(trained(cls, "table"), trained(cls, "table"), "the same seed gives other weights")
 
 
 def check_resumes(cls: Any) -> None:
@@ -176,7 +181,7 @@ def check_resumes(cls: Any) -> None:
             with contextlib.suppress(KeyboardInterrupt):
                 trained(cls, name, folder=Path(folder), dies=5)
             again = trained(cls, name, folder=Path(folder))
-        _equal(trained(cls, name), again, f"killed and resumed on {name} it ends elsewhere; keep what it needs in learner.memory")
+        equal(trained(cls, name), again, f"killed and resumed on {name} it ends elsewhere; keep what it needs in learner.memory")
 
 
 def check_learns(cls: Any, least: float = 0.9) -> None:
@@ -234,19 +239,25 @@ def trained(cls: Any, modality: str, *, folder: Path | None = None, dies: int = 
     made, data = start(cls, modality)
     method = cls()
     if dies:
-        step, count = method.step, itertools.count(1)
-
-        def dying(**words: Any) -> Any:
-            if next(count) >= dies:
-                raise KeyboardInterrupt
-            yield from step(**words)
-
-        method.step = dying
+        killed(method, dies)
     fit(method, made, data, training(method, choose="last", checkpoints=2), folder=folder)
     return made
 
 
-def _equal(one: Learner, two: Learner, message: str) -> None:
+def killed(method: Any, at: int) -> None:
+    """Let a method's process die when its step is called for the time of this number."""
+    step, count = method.step, itertools.count(1)
+
+    def dying(**words: Any) -> Any:
+        if next(count) >= at:
+            raise KeyboardInterrupt
+        yield from step(**words)
+
+    method.step = dying
+
+
+def equal(one: Learner, two: Learner, message: str) -> None:
+    """Weights and buffers are the same, bit for bit."""
     first, second = one.state_dict(), two.state_dict()
     wrong = [name for name in first if not torch.equal(first[name], second[name])]
     expect(not wrong, f"{message}: {', '.join(wrong[:3])}")

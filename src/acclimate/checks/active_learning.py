@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..engines.active import Rounds, learn
 from ..engines.shift import Learner, whole
@@ -26,11 +26,7 @@ def example(method: Any, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
 
 def reference_number(method: Any, inputs: dict[str, Any]) -> list[float]:
     """The rows wanted of x [row, column], which are the features; ``head`` [class, column] is the head without bias."""
-    head = torch.tensor(inputs["head"])
-    linear = nn.Linear(head.shape[1], len(head), bias=False)
-    made = Learner(nn.Identity(), len(head), width=head.shape[1], head=linear)
-    with torch.no_grad():
-        linear.weight.copy_(head)
+    made = _shifted.headed(inputs["head"])
     return [float(row) for row in _wanted(method, made, torch.tensor(inputs["x"]), inputs["budget"])]
 
 

@@ -1,10 +1,8 @@
 """Checks for continual methods: a stream on two modalities, resume between and within tasks, one task as plain training, rows not kept."""
 
 import contextlib
-import itertools
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -43,9 +41,7 @@ def resumes(cls: type[Continual]) -> None:
         with contextlib.suppress(KeyboardInterrupt):
             _learned(cls, "table", folder=Path(folder), dies=9)
         again, figures = _learned(cls, "table", folder=Path(folder))
-    one, two = whole.state_dict(), again.state_dict()
-    wrong = [key for key in one if not torch.equal(one[key], two[key])]
-    expect(not wrong, f"killed and resumed it ends with other weights: {', '.join(wrong[:3])}; keep what it needs in learner.memory")
+    _shifted.equal(whole, again, "killed and resumed it ends with other weights; keep what it needs in learner.memory")
     expect(figures.matrix == told.matrix, "killed and resumed it measures other figures")
 
 
@@ -63,13 +59,6 @@ def first_task_is_plain_training(cls: type[Continual]) -> None:
 def _learned(cls: type[Continual], modality: str, *, folder: Path | None = None, dies: int = 0) -> tuple[Learner, Learned]:
     made, method, pools = _shifted.learner(modality), cls(), _shifted.MODALITIES[modality]().labelled
     if dies:
-        step, count = method.step, itertools.count(1)
-
-        def dying(**words: Any) -> Any:
-            if next(count) >= dies:
-                raise KeyboardInterrupt
-            yield from step(**words)
-
-        method.step = dying  # type: ignore[misc, method-assign]
+        _shifted.killed(method, dies)
     training = _shifted.training(method, steps=6, checkpoints=2)
     return made, learn(method, made, domain_stream([(pool, pool) for pool in pools]), training, Memory(per_class=4), folder=folder)

@@ -4,11 +4,12 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..engines.online import Online
 from ..engines.shift import Learner
 from ..engines.shift.loop import seeded
+from ..engines.shift.plays import as_plays
 from ..kinds import TestTime
 from . import _shifted, tiny
 from .common import expect
@@ -29,11 +30,7 @@ def reference_number(method: Any, inputs: dict[str, Any]) -> list[float]:
 
     Weights stay as they are; with ``losses`` what the last batch yields instead.
     """
-    head = torch.tensor(inputs["head"])
-    linear = nn.Linear(head.shape[1], len(head), bias=False)
-    made = Learner(nn.Identity(), len(head), width=head.shape[1], head=linear)
-    with torch.no_grad():
-        linear.weight.copy_(head)
+    made = _shifted.headed(inputs["head"])
     _driven(method, made, torch.tensor(inputs["x"][0]), filled=True)
     for x in inputs["x"][1:-1]:
         _driven(method, made, torch.tensor(x), first=False)
@@ -55,12 +52,10 @@ def resets(cls: type[TestTime]) -> None:
     """After a stream, reset brings back every weight and buffer, and the stream gives the same scores again."""
     for name in _shifted.MODALITIES:
         online, rows = _online(cls, name), _rows(name).split(8)
-        before = copy.deepcopy(online.learner.state_dict())
+        before = copy.deepcopy(online.learner)
         first = online.run(rows)
         online.reset()
-        now = online.learner.state_dict()
-        wrong = [key for key in before if not torch.equal(before[key], now[key])]
-        expect(not wrong, f"reset leaves other weights behind on {name}: {', '.join(wrong[:3])}")
+        _shifted.equal(before, online.learner, f"reset leaves other weights behind on {name}")
         expect(all(map(torch.equal, first, online.run(rows))), f"after reset the same stream of {name} gives other scores; use memory")
 
 
@@ -111,9 +106,7 @@ def _driven(method: Any, made: Learner, x: Tensor, first: bool = True, filled: b
         found: Any = method.adapt(made, x)
         while inspect.isgenerator(found):
             try:
-                plays = next(found)
-                each: list[Any] = plays if isinstance(plays, list) else [plays]
-                losses += [(play[0] if isinstance(play, tuple) else play).item() for play in each]
+                losses += [loss.item() for loss, _ in as_plays(next(found))]
             except StopIteration as end:
                 found = end.value
     return found.detach(), losses

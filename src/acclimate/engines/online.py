@@ -6,7 +6,6 @@ model is snapshotted at the start; ``reset`` brings back weights, buffers, memor
 
 import copy
 import inspect
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -16,7 +15,8 @@ from torch import Tensor
 from ..errors import AcclimateError
 from ..progress import bar
 from .shift.learner import Learner
-from .shift.loop import Training, add_parts, optimizer_of, play, seeded
+from .shift.loop import Training, add_parts, seeded
+from .shift.plays import as_plays, finite, optimizer_of, play
 from .shift.pools import Batch, Pool
 
 Shot = tuple[Tensor, Tensor | None]  # rows of a batch and their labels, which only the score sees
@@ -46,11 +46,9 @@ class Online:
         """Scores [row, class] of the next batch [row, *shape], after or before the method has learned from it, as the method says."""
         if not len(x):
             raise AcclimateError(f"batch {self.seen + 1} of the stream is empty; leave it out")
-        learner, key = self.learner, 1_000_003 * self.training.seed + self.seen
+        learner = self.learner
         learner.step = self.seen
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(key)
-            learner.generator.manual_seed(key)
+        with seeded(1_000_003 * self.training.seed + self.seen, learner):
             made = self.method.adapt(learner, x)
             scores = self._driven(made) if inspect.isgenerator(made) else made
         learner.eval()
@@ -60,18 +58,15 @@ class Online:
     def _driven(self, steps: Iterator) -> Tensor:
         while True:
             try:
-                plays = next(steps)
+                plays = as_plays(next(steps))
             except StopIteration as end:
                 if end.value is None:
                     raise TypeError(f"{self.method.name}: adapt returns no scores") from None
                 return end.value
-            for loss, _ in (each if isinstance(each, tuple) else (each, None) for each in (plays if isinstance(plays, list) else [plays])):
-                if not math.isfinite(float(loss.detach())):
-                    raise AcclimateError(
-                        f"{self.method.name}: the loss is {float(loss.detach())} at batch {self.seen + 1} of the stream; "
-                        f"lower lr (now {self.training.lr:g}), or reset and leave the batch out"
-                    )
-            play(self.learner, self.optimizer, plays if isinstance(plays, list) else [plays], self.training.clip)
+            mend = f"lower lr (now {self.training.lr:g}), or reset and leave the batch out"
+            for loss, _ in plays:
+                finite(loss, self.method.name, f"batch {self.seen + 1} of the stream", mend)
+            play(self.learner, self.optimizer, plays, self.training.clip)
             self.updates += 1
 
     def run(self, stream: Iterable[Tensor]) -> list[Tensor]:

@@ -16,8 +16,8 @@ from ...method import Setting, Settings, arguments
 from ...parts.norms import still_statistics
 from ...parts.schedules import course
 from ...progress import bar
-from .games import RungeKutta
 from .learner import Learner, Place
+from .plays import as_plays, finite, optimizer_of, play
 from .pools import Data, Pool, Sampler, whole
 
 OPTIMIZERS = ("adam", "adamw", "sgd", "adadelta", "rk2", "rk4")
@@ -220,8 +220,12 @@ class _Run:
         if self.game:
             self._game(words, key)
             return
-        for plays in self.method.step(**words):
-            self._play(plays if isinstance(plays, list) else [plays])
+        for given in self.method.step(**words):
+            plays = as_plays(given)
+            for loss, _ in plays:
+                self._count(loss)
+            play(learner, self.optimizer, plays, training.clip)
+            self.fitted.plays += 1
 
     def _factor(self) -> float:
         training, warm = self.training, round(self.training.warmup * self.training.steps)
@@ -229,13 +233,6 @@ class _Run:
         if kind in ("inverse", "exponential") and self.step >= warm:
             return (1 + training.alpha * part) ** -training.power if kind == "inverse" else math.exp(-training.alpha * part)
         return course(self.step, training.steps, warm, kind if kind in ("linear", "cosine") else "constant")
-
-    def _play(self, plays: list) -> None:
-        """One update."""
-        for each in plays:
-            self._finite(each[0] if isinstance(each, tuple) else each)
-        play(self.learner, self.optimizer, plays, self.training.clip)
-        self.fitted.plays += 1
 
     def _game(self, words: dict[str, Any], key: int) -> None:
         """One Runge-Kutta step; every evaluation sees the same batch, dropout and draws, and only the first moves running statistics."""
@@ -252,7 +249,8 @@ class _Run:
                     f"{self.training.optimizer} plays games of one loss with gradient reversal, but {self.method.name} updates its "
                     "players in turn; choose another optimizer"
                 )
-            self._finite(plays[0]) if first else None
+            if first:
+                self._count(plays[0])
             first = False
             self.optimizer.zero_grad(set_to_none=True)
             plays[0].backward()
@@ -260,14 +258,11 @@ class _Run:
 
         self.optimizer.step(closure)  # type: ignore[arg-type]
 
-    def _finite(self, loss: Tensor) -> None:
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise AcclimateError(
-                f"{self.method.name}: the loss is {value} at step {self.step + 1} of {self.training.steps}; lower lr (now "
-                f"{self.training.lr:g}) or set clip, and run again"
-            )
-        self.losses[0] += value
+    def _count(self, loss: Tensor) -> None:
+        """Into the curve, if it is a number."""
+        training = self.training
+        mend = f"lower lr (now {training.lr:g}) or set clip, and run again"
+        self.losses[0] += finite(loss, self.method.name, f"step {self.step + 1} of {training.steps}", mend)
         self.losses[1] += 1
 
     def _look(self) -> None:
@@ -317,51 +312,6 @@ def add_parts(method: Any, learner: Learner, seed: int) -> None:
         for name, part in method.build(learner).items():
             if name not in learner.parts:
                 learner.parts[name] = part.to(learner.device)
-
-
-def play(learner: Learner, optimizer: torch.optim.Optimizer, plays: list, clip: float = 0.0) -> None:
-    """Losses that were made from the same weights, each with who learns from it: all gradients first, then one step of all."""
-    optimizer.zero_grad(set_to_none=True)
-    taken: list[tuple[nn.Parameter, Tensor]] = []
-    for number, each in enumerate(plays):
-        loss, players = each if isinstance(each, tuple) else (each, None)
-        if players is None and len(plays) == 1:
-            loss.backward()
-            break
-        weights = learner.weights(players)
-        if not weights:
-            raise AcclimateError(f"{players} should learn, but this network has no such weights; choose another method or backbone")
-        grads = torch.autograd.grad(loss, weights, retain_graph=number + 1 < len(plays), allow_unused=True)
-        taken += [(weight, grad) for weight, grad in zip(weights, grads, strict=True) if grad is not None]
-    for weight, grad in taken:
-        weight.grad = grad if weight.grad is None else weight.grad + grad
-    if clip:
-        torch.nn.utils.clip_grad_norm_(learner.weights(), clip)
-    optimizer.step()
-
-
-def optimizer_of(learner: Learner, training: Training) -> torch.optim.Optimizer:
-    """The optimizer of all weights that may learn, each part at its own rate. A step moves only what has a gradient."""
-    players = learner.players()
-    rates = training.rates or {}
-    if unknown := [name for name in rates if name not in players]:
-        raise AcclimateError(f"rates name {unknown[0]!r}, but nobody here is called that: {', '.join(players)}")
-    groups = [
-        {"params": weights, "lr": training.lr * float(rates.get(name, 1.0))} for name in players if (weights := learner.weights(name))
-    ]
-    if not groups:
-        raise AcclimateError("nothing here has weights that may learn")
-    kind, decay = training.optimizer, training.weight_decay
-    if kind.startswith("rk"):
-        return RungeKutta(groups, lr=training.lr, order=int(kind[2:]), weight_decay=decay)
-    if kind == "sgd":
-        return torch.optim.SGD(
-            groups, lr=training.lr, momentum=training.momentum, nesterov=training.nesterov, weight_decay=decay, fused=True
-        )
-    if kind == "adadelta":
-        return torch.optim.Adadelta(groups, lr=training.lr, weight_decay=decay)
-    made = torch.optim.AdamW if kind == "adamw" else torch.optim.Adam
-    return made(groups, lr=training.lr, weight_decay=decay, fused=True)
 
 
 @torch.no_grad()
