@@ -5,10 +5,12 @@ seconds. Text becomes vectors of a frozen encoder, made once and kept in the cac
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,11 +22,13 @@ from .domain.arrays import ArrayDomain, open_domain
 from .engines.shift import Data, Learner, Pool, Training, fit, right
 from .errors import AcclimateError, nearest
 from .files import atomic_file, cache_dir, digest, write_json
-from .kinds import DomainAdaptation, DomainGeneralization
 from .method import find, names
 from .model.arrays import backbone as new_backbone
 from .parts.statistics import mean_interval, seed_interval
 from .progress import bar, say
+
+if TYPE_CHECKING:
+    from .model import Model
 
 ROOMS = ("domain_generalization", "domain_adaptation")
 SCALES = ("auto", "none", "source", "each")
@@ -65,7 +69,7 @@ def shift(
     Args:
         methods: ``dann`` or ``domain_adaptation.dann``, one or several; source-free ones start from a model that ERM trained.
         sources: domains: ``fdu_mtl/books``, folders or files; bare names where ``data`` names the dataset, or one dataset has them all.
-        settings: of the methods, where all of them know it; ``training``: of the engine (``acclimate show domain_adaptation.dann``).
+        settings: of the methods, where all of them know it; ``training``: of the engine (engines.shift Training).
         backbone: featurizer: a module of ``models/`` (mlp, convnet, series); by the shape of the rows if empty.
         encoder: frozen encoder that makes vectors of text.
         scale: ``source`` standardises columns by the sources' training rows, ``each`` every domain by its own, ``none`` leaves them;
@@ -87,22 +91,25 @@ def shift(
     found: list[dict[str, Any]] = []
     result: dict[str, Any] = {}
     file = Path(out) / "shift.json" if out else None
-    jobs = [(name, seed, method) for name in targets for seed in seeds for method in made]
     if file:
         say(f"results go to {file}")
-    for name, seed, method in bar(jobs, "methods x targets x seeds", unit="run"):
-        known = {each: parts for each, parts in domains.items() if each != name}
-        row = _one(method, known, name, domains[name], seed, training or {}, backbone, scale, head)
-        found.append({"method": method.name, "target": name, "seed": seed, **row})
-        result = {
-            "rows": found,
-            "leaderboard": leaderboard(found),
-            "sources": list(sources),
-            "encoder": encoder,
-            "training": training or {},
-        }
-        if file:
-            write_json(file, result)
+    with bar(what="methods x targets x seeds", total=len(targets) * len(seeds) * len(made), unit="run") as shown:
+        for name in targets:
+            seen = _visible(domains, name, scale)
+            make = partial(make_learner, seen.test.x, seen.data.classes, backbone, head)
+            for seed, method in product(seeds, made):
+                row = _one(method, seen, make, {**(training or {}), "seed": seed})
+                found.append({"method": method.name, "target": name, "seed": seed, **row})
+                result = {
+                    "rows": found,
+                    "leaderboard": leaderboard(found),
+                    "sources": list(sources),
+                    "encoder": encoder,
+                    "training": training or {},
+                }
+                if file:
+                    write_json(file, result)
+                shown.update(1)
     return result
 
 
@@ -135,29 +142,19 @@ def _method(name: str, settings: dict[str, Any]) -> Any:
     return cls(**settings)
 
 
-def _one(
-    method: "DomainAdaptation | DomainGeneralization",
-    known: dict[str, Shifted],
-    name: str,
-    last: Shifted,
-    seed: int,
-    training: dict[str, Any],
-    backbone: str,
-    scale: str,
-    head: str,
-) -> dict[str, Any]:
-    """One method on one target with one seed."""
-    seen = _visible(known, name, last, scale)
-    plan = Training(**{**method.training, **training, "seed": seed})
+def _one(method: Any, seen: "_Seen", make: Callable[[int], Learner], training: dict[str, Any]) -> dict[str, Any]:
+    """One method on one target with one seed; ``make`` gives a learner drawn from a seed."""
+    data, seed = seen.data, training["seed"]
     started = time.perf_counter()
-    learner = make_learner(seen.data.labelled[0].x, seen.data.classes, backbone, head, seed)
+    learner = make(seed)
     if method.source_free():
-        fit(method.vendor(), learner, replace(seen.data, target=None, oracle=None), Training(**{**training, "seed": seed}))
-        if method.fresh and seen.data.target:
-            model, learner = learner, make_learner(seen.data.labelled[0].x, seen.data.classes, backbone, head, seed + 1)
-            method.adopt(learner, model, seen.data.target.x)
-    uses_target = method.source_free() or "target" in method.asked()
-    done = fit(method, learner, seen.data if uses_target else replace(seen.data, target=None), plan)
+        fit(method.vendor(), learner, replace(data, target=None, oracle=None), Training(**training))
+        if method.fresh and data.target:
+            model, learner = learner, make(seed + 1)
+            method.adopt(learner, model, data.target.x)
+    elif "target" not in method.asked():
+        data = replace(data, target=None)
+    done = fit(method, learner, data, Training(**{**method.training, **training}))
     seconds = time.perf_counter() - started
     accuracy, low, high = mean_interval(right(method, learner, seen.test).numpy())
     sources = float(np.mean([float(right(method, learner, pool).mean()) for pool in seen.sources]))
@@ -176,18 +173,18 @@ class _Seen:
     sources: list[Pool]
 
 
-def _visible(known: dict[str, Shifted], name: str, last: Shifted, scale: str) -> _Seen:
-    classes = list(dict.fromkeys(c for domain in known.values() for c in domain.classes))
-    if new := [c for c in last.classes if c not in classes]:
+def _visible(every: dict[str, Shifted], name: str, scale: str) -> _Seen:
+    """One domain as the target, all others as sources."""
+    classes = list(dict.fromkeys(c for key, domain in every.items() if key != name for c in domain.classes))
+    if new := [c for c in every[name].classes if c not in classes]:
         raise AcclimateError(
             f"target {name!r} has the class {new[0]!r}, which no source has; leave its rows out, or use a method for open classes"
         )
-    every = {**known, name: last}
     for key, domain in every.items():
         if missing := [c for c in classes if c not in domain.classes]:
             say(f"domain {key!r} has no rows of {len(missing)} of {len(classes)} classes, e.g. {missing[0]!r}")
     parts = _scaled({key: domain.numbered(classes) for key, domain in every.items()}, name, scale)
-    own, sources = parts[name], [parts[key] for key in known]
+    own, sources = parts[name], [own for key, own in parts.items() if key != name]
     data = Data(
         [each["train"] for each in sources], own["train"].unlabelled(), [each["validation"] for each in sources], classes,
         oracle=own["validation"],
@@ -276,15 +273,21 @@ def encoded(texts: Sequence[str], encoder: str = "minilm") -> Tensor:
     from safetensors.torch import load_file, save_file
 
     from .engines.embed import Encoder
-    from .model import Model
 
-    model = Model.load(encoder, kind="encoder")
+    model = _encoder(encoder)
     path = cache_dir("vectors") / f"{digest([model.fingerprint, list(texts)])}.safetensors"
     if not path.is_file():
         vectors = Encoder(model).encode(list(texts))
         with atomic_file(path) as temporary:
             save_file({"x": vectors.contiguous()}, temporary)
     return load_file(path)["x"]
+
+
+@lru_cache(maxsize=1)
+def _encoder(ref: str) -> "Model":
+    from .model import Model
+
+    return Model.load(ref, kind="encoder")
 
 
 def _held_out(parts: Parts, name: str) -> Parts:
