@@ -7,8 +7,11 @@ An experiment is a module ``experiments/<room>/<id>.py``; its path is the regist
 - ``METRIC``: what the figures are, their unit, which direction is better,
 - ``run(seed, tiny, work) -> {arm: figure}``, or ``{"arms": {arm: figure}, "details": anything JSON can hold}``;
   ``work`` is a folder of its own, ``tiny`` asks for a run of a few seconds that proves only that the code runs,
-- ``verdict({arm: [figure per seed]}) -> "holds" | "does_not_hold" | "not_testable"``,
-- optionally ``SEEDS`` (0, 1, 2 if absent) and ``why(figures) -> str``, the explanation of that verdict.
+- ``clauses({arm: [figure per seed]}) -> [(what the figures say, whether the clause is met)]``, one for each clause of the criterion: the
+  claim holds if all are met; and where it may be that nothing can be said, ``testable(figures) -> bool``,
+- or, where a criterion has no clauses, ``verdict(figures) -> "holds" | "does_not_hold" | "not_testable"``, and perhaps
+  ``why(figures) -> str``, the explanation of that verdict,
+- optionally ``SEEDS`` (0, 1, 2 if absent).
 
 Verdicts, rows and evidence all come from the figures; nothing about an outcome is ever typed.
 """
@@ -92,10 +95,28 @@ def load(name: str | int) -> ModuleType:
     for part, meaning in {"__doc__": "a docstring", "CRITERION": "a sentence", "METRIC": "a sentence"}.items():
         if not isinstance(getattr(module, part, None), str) or not getattr(module, part).strip():
             raise AcclimateError(f"{paper['experiment']} lacks {part}: {meaning}, written before the run")
+    if hasattr(module, "clauses"):
+        _judging(module)
     for part in ("run", "verdict"):
         if not callable(getattr(module, part, None)):
             raise AcclimateError(f"{paper['experiment']} lacks the function {part}")
     return module
+
+
+def _judging(module: Any) -> None:
+    """Give an experiment with clauses what follows from them, where it does not say it itself."""
+
+    def verdict(figures: dict[str, list[float]]) -> str:
+        if hasattr(module, "testable") and not module.testable(figures):
+            return "not_testable"
+        return "holds" if all(met for _, met in module.clauses(figures)) else "does_not_hold"
+
+    def why(figures: dict[str, list[float]]) -> str:
+        told = enumerate(module.clauses(figures), 1)
+        return "; ".join(f"({number}) {said}: {'met' if met else 'not met'}" for number, (said, met) in told)
+
+    vars(module).setdefault("verdict", verdict)
+    vars(module).setdefault("why", why)
 
 
 def recheck(name: str) -> str:

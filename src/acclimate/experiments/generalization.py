@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .. import datasets
-from .shift_sets import DIGITS, Cut, Sizes, digits, gathered, made_up
+from .shift_sets import Cut, Sizes, gathered, made_up
 
 if TYPE_CHECKING:
     from ..engines.shift import Learner, Pool, Training
@@ -18,18 +18,6 @@ def pictures(name: str, sizes: Sizes, seed: int) -> Cut:
     given = datasets.load(f"pacs/{name}")
     x, y = given.tensors()
     return Cut.of(name, x, y, given.classes, sizes, seed)
-
-
-def digit_style(name: str, sizes: Sizes, seed: int, *, side: int = 16, channels: int = 3) -> Cut:
-    """Digits of any set or style [row, channels, side, side]: the names of shift_sets.DIGITS, or a domain of digit_styles."""
-    if name in DIGITS:
-        return digits(name, sizes, seed, side=side, channels=channels)
-    from torch.nn import functional
-
-    given = datasets.load(f"digit_styles/{name}")
-    x, y = given.tensors()
-    x = functional.interpolate(x, size=(side, side), mode="bilinear", align_corners=False, antialias=True)
-    return Cut.of(name, x.expand(-1, channels, -1, -1) if len(x[0]) == 1 else x, y, given.classes, sizes, seed)
 
 
 def made_up_images(name: str) -> Cut:

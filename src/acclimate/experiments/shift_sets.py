@@ -51,13 +51,13 @@ class Cut:
 
 
 def digits(name: str, sizes: Sizes, seed: int, *, side: int = 16, channels: int = 3, first: int = 0) -> Cut:
-    """Digits of one hand or style as images [row, channels, side, side], the rows before ``first`` left out.
+    """Digits as images [row, channels, side, side], the rows before ``first`` left out: a name of DIGITS, or a style of digit_styles.
 
     "MNIST test" and "MNIST-M" hold the same digits row for row: they stay apart if one takes rows that the other skips.
     """
     from torch.nn import functional
 
-    given = datasets.load(DIGITS[name])
+    given = datasets.load(DIGITS.get(name, f"digit_styles/{name}"))
     x, y = given.tensors()
     if x.shape[-1] != side:
         x = functional.interpolate(x, size=(side, side), mode="bilinear", align_corners=False, antialias=x.shape[-1] > side)

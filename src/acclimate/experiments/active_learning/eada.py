@@ -14,8 +14,6 @@ pretrained. Pools of some hundred rows make rounds of 1 to 12 labels. Passes are
 """
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from ...method import load
-from ..shift_sets import Cut, digits, gathered, learner_for, made_up, objects, reviews
+from ..queries import last, measured
+from ..shift_sets import Cut, gathered, learner_for
 
 CRITERION = """
     Accuracies in points after the last round (5 % of labels), mean over a benchmark's targets; a gap is the mean over the three benchmarks
@@ -37,59 +36,11 @@ ABOVE = 1.0  # points: the number of the criterion
 BENCHMARKS = ("digits", "objects", "reviews")
 STRATEGIES = ("entropy", "margin", "core-set")
 ROUNDS, SHARE, FIRST, BETWEEN = 5, 0.01, 10, 2  # rounds, share of the pool in each; passes before the first and after each
-PAIRS = (("webcam", "amazon"), ("dslr", "caltech"), ("caltech", "webcam"), ("amazon", "dslr"))
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Pairs of source and target, and how to make a domain that plays one of the parts."""
-
-    pairs: Sequence[tuple[str, str]]
-    make: Callable[..., Cut]
-    batch: int = 32
-
-
-def benchmarks(seed: int, tiny: bool) -> dict[str, Bench]:
-    """The three, or made-up rows of the same kinds."""
-    if tiny:
-        shapes = {"digits": (1, 16, 16), "objects": (20,), "reviews": (12,)}
-        return {
-            key: Bench([("a", "b")], lambda name, source, shape=shape: made_up(name, shape, 3, ord(name) - 97), 8)
-            for key, shape in shapes.items()
-        }
-    return {
-        "digits": Bench([("MNIST", "USPS")], partial(_digits, seed=seed)),
-        "objects": Bench(PAIRS, partial(_objects, seed=seed)),
-        "reviews": Bench([("books", "kitchen_housewares")], partial(_reviews, seed=seed)),
-    }
-
-
-def _digits(name: str, source: bool, seed: int) -> Cut:
-    return digits(name, (1000, 1, 1) if source else (1000, 1, 799), seed, channels=1)
-
-
-def _objects(name: str, source: bool, seed: int) -> Cut:
-    rows = {"amazon": 958, "caltech": 1123, "dslr": 157, "webcam": 295}[name]
-    return objects(name, (-1, 1, 1) if source else (-1, 1, rows // 3), seed)
-
-
-def _reviews(name: str, source: bool, seed: int) -> Cut:
-    return reviews(name, (998, 1, 1) if source else (666, 1, 333), seed)
 
 
 def run(seed: int, tiny: bool, work: Path) -> dict[str, Any]:
     """Every arm on every pair."""
-    figures: dict[str, float] = {}
-    told: dict[str, Any] = {}
-    for key, bench in benchmarks(seed, tiny).items():
-        found: dict[str, list[float]] = {}
-        for source, target in bench.pairs:
-            curves = _pair(bench.make(source, True), bench.make(target, False), bench.batch, seed, tiny)
-            told[f"{key}: {source} to {target}"] = curves
-            for arm, curve in curves.items():
-                found.setdefault(arm, []).append(curve[-1])
-        figures |= {f"{key}: {arm}": float(np.mean(values)) for arm, values in found.items()}
-    return {"arms": figures, "details": told}
+    return measured(BENCHMARKS, partial(_pair, batch=8 if tiny else 32, seed=seed, tiny=tiny), seed, tiny, last)
 
 
 def arms() -> dict[str, Any]:
@@ -147,13 +98,3 @@ def clauses(figures: dict[str, list[float]]) -> list[tuple[str, bool]]:
         (f"EADA - EADA without alignment {mean('EADA, no alignment'):+.2f}", mean("EADA, no alignment") > 0),
         ("EADA - DANN " + ", ".join(f"{value:+.2f} on {key}" for key, value in zip(BENCHMARKS, dann, strict=True)), min(dann) > 0),
     ]
-
-
-def verdict(figures: dict[str, list[float]]) -> str:
-    """Whether all clauses of the criterion are met."""
-    return "holds" if all(met for _, met in clauses(figures)) else "does_not_hold"
-
-
-def why(figures: dict[str, list[float]]) -> str:
-    """The figure behind each clause."""
-    return "; ".join(f"({number}) {said}: {'met' if met else 'not met'}" for number, (said, met) in enumerate(clauses(figures), 1))

@@ -14,8 +14,7 @@ LFTL costs less than they do is not measured. About three minutes per seed on on
 """
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,8 @@ from typing import Any
 import numpy as np
 
 from ...method import load
-from ..shift_sets import Cut, digits, gathered, learner_for, made_up, objects
+from ..queries import last, measured
+from ..shift_sets import Cut, gathered, learner_for
 
 CRITERION = """
     Accuracies in points after the last round (5 % of labels), mean over a benchmark's targets; a gap is the mean over both benchmarks and
@@ -36,53 +36,16 @@ SEEDS = (0, 1, 2)
 ABOVE_MARGIN, ABOVE_RANDOM = 0.5, 2.0  # points: the numbers of the criterion
 BENCHMARKS = ("digits", "objects")
 ROUNDS, SHARE, PASSES = 5, 0.01, 6
-PAIRS = (("webcam", "amazon"), ("dslr", "caltech"), ("caltech", "webcam"), ("amazon", "dslr"))
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Pairs of source and target, and how to make a domain that plays one of the parts."""
-
-    pairs: Sequence[tuple[str, str]]
-    make: Callable[..., Cut]
-    batch: int = 64
-
-
-def benchmarks(seed: int, tiny: bool) -> dict[str, Bench]:
-    """Both, or made-up rows of the same kinds."""
-    if tiny:
-        shapes = {"digits": (1, 16, 16), "objects": (20,)}
-        return {
-            key: Bench([("a", "b")], lambda name, source, shape=shape: made_up(name, shape, 3, ord(name) - 97), 8)
-            for key, shape in shapes.items()
-        }
-    return {"digits": Bench([("MNIST", "USPS")], partial(_digits, seed=seed)), "objects": Bench(PAIRS, partial(_objects, seed=seed))}
-
-
-def _digits(name: str, source: bool, seed: int) -> Cut:
-    return digits(name, (1000, 1, 1) if source else (1000, 1, 799), seed, channels=1)
-
-
-def _objects(name: str, source: bool, seed: int) -> Cut:
-    rows = {"amazon": 958, "caltech": 1123, "dslr": 157, "webcam": 295}[name]
-    return objects(name, (-1, 1, 1) if source else (-1, 1, rows // 3), seed)
 
 
 def run(seed: int, tiny: bool, work: Path) -> dict[str, Any]:
     """Every arm on every pair."""
-    figures: dict[str, float] = {}
-    told: dict[str, Any] = {}
-    for key, bench in benchmarks(seed, tiny).items():
-        found: dict[str, list[float]] = {}
-        for source, target in bench.pairs:
-            curves = _pair(bench.make(source, True), bench.make(target, False), bench.batch, seed, tiny)
-            told[f"{key}: {source} to {target}"] = curves
-            for arm, curve in curves.items():
-                found.setdefault(arm, []).append(curve[-1])
-            found.setdefault("source model", []).append(curves["LFTL"][0])
-            found.setdefault("LFTL, first round", []).append(curves["LFTL"][1])
-        figures |= {f"{key}: {arm}": float(np.mean(values)) for arm, values in found.items()}
-    return {"arms": figures, "details": told}
+
+    def stages(curves: dict[str, list[float]]) -> dict[str, float]:
+        before, first = curves["LFTL"][:2]
+        return {**last(curves), "source model": before, "LFTL, first round": first}
+
+    return measured(BENCHMARKS, partial(_pair, batch=8 if tiny else 64, seed=seed, tiny=tiny), seed, tiny, stages)
 
 
 def arms() -> dict[str, Any]:
@@ -151,13 +114,3 @@ def clauses(figures: dict[str, list[float]]) -> list[tuple[str, bool]]:
         (f"anchors - no anchors, with margin queries, {anchors:+.2f}", anchors > 0),
         (f"first round - source model and last - first {grown}", min(*first, *last) > 0),
     ]
-
-
-def verdict(figures: dict[str, list[float]]) -> str:
-    """Whether all clauses of the criterion are met."""
-    return "holds" if all(met for _, met in clauses(figures)) else "does_not_hold"
-
-
-def why(figures: dict[str, list[float]]) -> str:
-    """The figure behind each clause."""
-    return "; ".join(f"({number}) {said}: {'met' if met else 'not met'}" for number, (said, met) in enumerate(clauses(figures), 1))

@@ -143,13 +143,6 @@ def clauses(figures: dict[str, list[float]]) -> list[tuple[str, bool]]:
     ]
 
 
-def verdict(figures: dict[str, list[float]]) -> str:
-    """Whether all clauses are met, where the backdoor works at all."""
-    if np.mean(figures["SHOT: attack"]) < STRONG:
-        return "not_testable"
-    return "holds" if all(met for _, met in clauses(figures)) else "does_not_hold"
-
-
-def why(figures: dict[str, list[float]]) -> str:
-    """The figure behind each clause."""
-    return "; ".join(f"({number}) {said}: {'met' if met else 'not met'}" for number, (said, met) in enumerate(clauses(figures), 1))
+def testable(figures: dict[str, list[float]]) -> bool:
+    """Whether the backdoor works at all."""
+    return bool(np.mean(figures["SHOT: attack"]) >= STRONG)

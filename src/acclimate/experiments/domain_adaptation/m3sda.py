@@ -134,13 +134,3 @@ def clauses(figures: dict[str, list[float]]) -> list[tuple[str, bool]]:
         (f"over all benchmarks beta - M3SDA {pairs:+.2f}, M3SDA - ERM {moments:+.2f}", pairs > 0 and moments > 0),
         (f"beta - better of DANN and MCD {ahead[0]:+.2f} on digits, {ahead[1]:+.2f} on objects", min(ahead) >= 0),
     ]
-
-
-def verdict(figures: dict[str, list[float]]) -> str:
-    """Whether all clauses of the criterion are met."""
-    return "holds" if all(met for _, met in clauses(figures)) else "does_not_hold"
-
-
-def why(figures: dict[str, list[float]]) -> str:
-    """The figure behind each clause."""
-    return "; ".join(f"({number}) {said}: {'met' if met else 'not met'}" for number, (said, met) in enumerate(clauses(figures), 1))

@@ -133,11 +133,9 @@ def use(figures: dict[str, list[float]]) -> float:
     return float(np.mean(np.subtract(figures["SHOT"], figures["SHOT: source model"])))
 
 
-def verdict(figures: dict[str, list[float]]) -> str:
-    """Whether all clauses are met, where there is adaptation at all."""
-    if use(figures) < ABOVE:
-        return "not_testable"
-    return "holds" if all(met for _, met in clauses(figures)) else "does_not_hold"
+def testable(figures: dict[str, list[float]]) -> bool:
+    """Whether there is adaptation at all."""
+    return use(figures) >= ABOVE
 
 
 def why(figures: dict[str, list[float]]) -> str:

@@ -197,13 +197,3 @@ def clauses(figures: dict[str, list[float]]) -> list[tuple[str, bool]]:
         (f"the flat tree is {to_dann:.2f} points from DANN, {to_tsda:.2f} from TSDA", to_dann < to_tsda),
         (f"on reviews TSDA - better of source only and DANN {reviewed:+.2f}", reviewed >= -NOISE),
     ]
-
-
-def verdict(figures: dict[str, list[float]]) -> str:
-    """Whether all clauses of the criterion are met."""
-    return "holds" if all(met for _, met in clauses(figures)) else "does_not_hold"
-
-
-def why(figures: dict[str, list[float]]) -> str:
-    """The figure behind each clause."""
-    return "; ".join(f"({number}) {said}: {'met' if met else 'not met'}" for number, (said, met) in enumerate(clauses(figures), 1))

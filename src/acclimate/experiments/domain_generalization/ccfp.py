@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from ...method import load
-from ..generalization import STYLES, digit_style, learner_for, left_out, made_up_images, pictures
+from ..generalization import STYLES, learner_for, left_out, made_up_images, pictures
+from ..shift_sets import digits
 
 CRITERION = """
     Accuracies in points, mean over a benchmark's unseen domains and over seeds. (1) On PACS CCFP is above ERM by 0.5 or more; (2) on PACS
@@ -56,8 +57,8 @@ def run(seed: int, tiny: bool, work: Path) -> dict[str, Any]:
         benches: dict[str, Any] = {key: (cuts, targets, few) for key, targets in (("PACS", "abc"), ("turned", "c"), ("coloured", "c"))}
     else:
         styles = {name: pictures(name, (560, 159, -1), seed) for name in STYLES}
-        turns = {name: digit_style(name, (400, 100, -1), seed, channels=1) for name in TURNS}
-        colours = {name: digit_style(name, (800, 200, -1), seed) for name in COLOURS}
+        turns = {name: digits(name, (400, 100, -1), seed, channels=1) for name in TURNS}
+        colours = {name: digits(name, (800, 200, -1), seed) for name in COLOURS}
         small = Training(**{**given, "steps": 120, "batch": 8})
         benches = {
             "PACS": (styles, STYLES, Training(**given)),
@@ -93,13 +94,3 @@ def clauses(figures: dict[str, list[float]]) -> list[tuple[str, bool]]:
         ),
         (f"CCFP - better of MixStyle and drawn once {ahead:+.2f} on PACS and turned digits", ahead >= 0),
     ]
-
-
-def verdict(figures: dict[str, list[float]]) -> str:
-    """Whether all clauses of the criterion are met."""
-    return "holds" if all(met for _, met in clauses(figures)) else "does_not_hold"
-
-
-def why(figures: dict[str, list[float]]) -> str:
-    """The figure behind each clause."""
-    return "; ".join(f"({number}) {said}: {'met' if met else 'not met'}" for number, (said, met) in enumerate(clauses(figures), 1))

@@ -171,13 +171,3 @@ def clauses(figures: dict[str, list[float]]) -> list[tuple[str, bool]]:
             min(lines["D3G"] - alone, lines["D3G"] - without) >= -ABLATION,
         ),
     ]
-
-
-def verdict(figures: dict[str, list[float]]) -> str:
-    """Whether all clauses of the criterion are met."""
-    return "holds" if all(met for _, met in clauses(figures)) else "does_not_hold"
-
-
-def why(figures: dict[str, list[float]]) -> str:
-    """The figure behind each clause."""
-    return "; ".join(f"({number}) {said}: {'met' if met else 'not met'}" for number, (said, met) in enumerate(clauses(figures), 1))

@@ -136,13 +136,3 @@ def clauses(figures: dict[str, list[float]]) -> list[tuple[str, bool]]:
         (f"on unseen domains DMG - aggregate {unseen:+.2f}, - heads {heads:+.2f}", min(unseen, heads) >= 0),
         (f"overlap at weights 0, 0.1, 1: {said}", all(none > some > much for none, some, much in shared)),
     ]
-
-
-def verdict(figures: dict[str, list[float]]) -> str:
-    """Whether all clauses of the criterion are met."""
-    return "holds" if all(met for _, met in clauses(figures)) else "does_not_hold"
-
-
-def why(figures: dict[str, list[float]]) -> str:
-    """The figure behind each clause."""
-    return "; ".join(f"({number}) {said}: {'met' if met else 'not met'}" for number, (said, met) in enumerate(clauses(figures), 1))

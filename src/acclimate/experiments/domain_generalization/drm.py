@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from ...method import load
-from ..generalization import STYLES, digit_style, everything, made_up_images, pictures
-from ..shift_sets import gathered, learner_for, made_up, reviews
+from ..generalization import STYLES, everything, made_up_images, pictures
+from ..shift_sets import digits, gathered, learner_for, made_up, reviews
 
 CRITERION = """
     Accuracies in points, mean over a benchmark's unseen domains and over seeds. (1) Steering is above ERM by 1.0 or more on the mean of
@@ -51,8 +51,8 @@ def run(seed: int, tiny: bool, work: Path) -> dict[str, Any]:
         vectors = {name: made_up(name, (12,), 3, ord(name) - ord("a")) for name in "abc"}
         benches: dict[str, Any] = {key: (vectors if key == "reviews" else pixels, "c", few) for key in BENCHMARKS}
     else:
-        colours = {name: digit_style(name, (1200, 300, -1), seed) for name in COLOURS}
-        turns = {name: digit_style(name, (400, 100, -1), seed, channels=1) for name in TURNS}
+        colours = {name: digits(name, (1200, 300, -1), seed) for name in COLOURS}
+        turns = {name: digits(name, (400, 100, -1), seed, channels=1) for name in TURNS}
         styles = {name: pictures(name, (500, 120, -1), seed) for name in STYLES}
         goods = {name: reviews(name, (600, 100, 300), seed) for name in GOODS}
         benches = {
@@ -118,13 +118,3 @@ def clauses(figures: dict[str, list[float]]) -> list[tuple[str, bool]]:
         (f"steering - ERM {np.mean(sources):+.2f} on the sources", float(np.mean(sources)) >= -LOSS),
         (f"online updates {online:+.2f}", online >= 0),
     ]
-
-
-def verdict(figures: dict[str, list[float]]) -> str:
-    """Whether all clauses of the criterion are met."""
-    return "holds" if all(met for _, met in clauses(figures)) else "does_not_hold"
-
-
-def why(figures: dict[str, list[float]]) -> str:
-    """The figure behind each clause."""
-    return "; ".join(f"({number}) {said}: {'met' if met else 'not met'}" for number, (said, met) in enumerate(clauses(figures), 1))

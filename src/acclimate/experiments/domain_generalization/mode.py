@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from ...method import load
-from ..generalization import STYLES, digit_style, left_out, made_up_images, pictures
-from ..shift_sets import learner_for
+from ..generalization import STYLES, left_out, made_up_images, pictures
+from ..shift_sets import digits, learner_for
 
 CRITERION = """
     Accuracies in points, mean over a benchmark's unseen domains and over seeds. (1) On digits MODE-F with the paper's 10 steps is above ERM
@@ -50,7 +50,7 @@ def run(seed: int, tiny: bool, work: Path) -> dict[str, Any]:
         cuts, few = {name: made_up_images(name) for name in "abc"}, Training(**{**given, "steps": 2, "batch": 4, "looks": 1})
         benches: dict[str, Any] = {"digits": (cuts, "c", DEPTHS, few), "PACS": (cuts, "c", (0, SHORT), few)}
     else:
-        hands = {name: digit_style(name, (600, 200, 700), seed) for name in HANDS}
+        hands = {name: digits(name, (600, 200, 700), seed) for name in HANDS}
         styles = {name: pictures(name, (560, 159, -1), seed) for name in STYLES}
         benches = {
             "digits": (hands, HANDS[1:], DEPTHS, Training(**given, steps=150, batch=8)),
@@ -83,13 +83,3 @@ def clauses(figures: dict[str, list[float]]) -> list[tuple[str, bool]]:
         (f"10 steps - 0 steps {search:+.2f} on digits", search >= SEARCH),
         (f"20 steps - better of 5 and 10 {far:+.2f} on digits", far <= 0),
     ]
-
-
-def verdict(figures: dict[str, list[float]]) -> str:
-    """Whether all clauses of the criterion are met."""
-    return "holds" if all(met for _, met in clauses(figures)) else "does_not_hold"
-
-
-def why(figures: dict[str, list[float]]) -> str:
-    """The figure behind each clause."""
-    return "; ".join(f"({number}) {said}: {'met' if met else 'not met'}" for number, (said, met) in enumerate(clauses(figures), 1))

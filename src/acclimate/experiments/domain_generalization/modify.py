@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from ...method import load
-from ..generalization import digit_style, left_out, made_up_images, pictures
-from ..shift_sets import learner_for
+from ..generalization import left_out, made_up_images, pictures
+from ..shift_sets import digits, learner_for
 
 CRITERION = """
     Accuracies in points, mean over seeds and over the two benchmarks (each a mean over its unseen domains). (1) DA alone is above evenly
@@ -59,7 +59,7 @@ def run(seed: int, tiny: bool, work: Path) -> dict[str, Any]:
         benches: dict[str, Any] = {"PACS": (cuts, "a", "bc", few), "coloured": (cuts, "ab", "c", few)}
     else:
         styles = {name: pictures(name, (560, 159, -1), seed) for name in STYLES}
-        colours = {name: digit_style(name, (1000, 300, -1), seed) for name in COLOURS}
+        colours = {name: digits(name, (1000, 300, -1), seed) for name in COLOURS}
         benches = {
             "PACS": (styles, STYLES[:1], STYLES[1:], Training(**given, steps=400, batch=32)),
             "coloured": (colours, COLOURS[:2], COLOURS[2:], Training(**given, steps=300, batch=16)),
@@ -94,13 +94,3 @@ def clauses(figures: dict[str, list[float]]) -> list[tuple[str, bool]]:
         (f"both - best other arm {ahead:+.2f}", ahead >= 0),
         (f"NO - ERM {chosen:+.2f} with {saved:.0%} of the rows left out", chosen >= -LOSS and saved >= SAVED),
     ]
-
-
-def verdict(figures: dict[str, list[float]]) -> str:
-    """Whether all clauses of the criterion are met."""
-    return "holds" if all(met for _, met in clauses(figures)) else "does_not_hold"
-
-
-def why(figures: dict[str, list[float]]) -> str:
-    """The figure behind each clause."""
-    return "; ".join(f"({number}) {said}: {'met' if met else 'not met'}" for number, (said, met) in enumerate(clauses(figures), 1))

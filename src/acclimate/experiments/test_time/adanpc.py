@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from ...method import load
-from ..generalization import STYLES, digit_style, everything, made_up_images, pictures
+from ..generalization import STYLES, everything, made_up_images, pictures
+from ..shift_sets import digits
 from ..streams import arm, points, source_model
 
 CRITERION = """
@@ -77,8 +78,8 @@ def run(seed: int, tiny: bool, work: Path) -> dict[str, Any]:
         first, series = [made_up_images("a"), made_up_images("b")], [made_up_images("c")]
         styles = {name: made_up_images(name) for name in "abc"}
     else:
-        first = [digit_style(f"rotated_{turn}", (1000, 200, -1), seed, channels=1) for turn in START]
-        series = [digit_style(f"rotated_{turn}", (ROWS, 1, -1), seed, channels=1) for turn in SERIES]
+        first = [digits(f"rotated_{turn}", (1000, 200, -1), seed, channels=1) for turn in START]
+        series = [digits(f"rotated_{turn}", (ROWS, 1, -1), seed, channels=1) for turn in SERIES]
         styles = {name: pictures(name, (560, 159, -1), seed) for name in STYLES}
     online, settings = standing(first, seed, tiny)
     details: dict[str, Any] = {"settings: series": settings}
@@ -114,13 +115,3 @@ def clauses(figures: dict[str, list[float]]) -> list[tuple[str, bool]]:
         (f"{times:.2f} times the better of T3A and TENT on late turns", times >= RATIO),
         (f"AdaNPC - ERM {gain:+.2f} on PACS", gain >= ABOVE),
     ]
-
-
-def verdict(figures: dict[str, list[float]]) -> str:
-    """Whether all clauses of the criterion are met."""
-    return "holds" if all(met for _, met in clauses(figures)) else "does_not_hold"
-
-
-def why(figures: dict[str, list[float]]) -> str:
-    """The figure behind each clause."""
-    return "; ".join(f"({number}) {said}: {'met' if met else 'not met'}" for number, (said, met) in enumerate(clauses(figures), 1))

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from ...method import load
-from ..generalization import STYLES, digit_style, everything, made_up_images, pictures
+from ..generalization import STYLES, everything, made_up_images, pictures
+from ..shift_sets import digits
 from ..streams import arm, points, source_model
 
 CRITERION = """
@@ -58,8 +59,8 @@ def run(seed: int, tiny: bool, work: Path) -> dict[str, Any]:
         sets: list[tuple[dict[str, Any], list[str]]] = [({name: made_up_images(name) for name in "abc"}, ["c"])]
     else:
         styles = {name: pictures(name, (560, 159, -1), seed) for name in STYLES}
-        digits = {name: digit_style(name, (1000, 200, 1), seed) for name in DIGITS}
-        sets = [(styles, list(styles)), (digits, list(digits))]
+        hands = {name: digits(name, (1000, 200, 1), seed) for name in DIGITS}
+        sets = [(styles, list(styles)), (hands, list(hands))]
     found: dict[str, list[float]] = {}
     shares: dict[str, Any] = {}
     for cuts, target in [(cuts, target) for cuts, targets in sets for target in targets]:
@@ -93,13 +94,3 @@ def clauses(figures: dict[str, list[float]]) -> list[tuple[str, bool]]:
         (f"the best entropy adds {added:+.2f}", added >= ADDED),
         (f"lead over AdaBN {lead[0]:+.2f} at batches of {SIZES[0]}, {lead[-1]:+.2f} at {SIZES[-1]}", bool(lead[0] > lead[-1])),
     ]
-
-
-def verdict(figures: dict[str, list[float]]) -> str:
-    """Whether all clauses of the criterion are met."""
-    return "holds" if all(met for _, met in clauses(figures)) else "does_not_hold"
-
-
-def why(figures: dict[str, list[float]]) -> str:
-    """The figure behind each clause."""
-    return "; ".join(f"({number}) {said}: {'met' if met else 'not met'}" for number, (said, met) in enumerate(clauses(figures), 1))
