@@ -14,6 +14,7 @@ acclimate.errors.AcclimateError: no dataset 'lmm'; nearest: lm
 import ast
 import importlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -63,6 +64,18 @@ def load(name: str) -> Any:  # a Domain, Arrays, a Graph, or Speech
     if domain and not known:
         raise AcclimateError(f"dataset {dataset!r} is one domain; write {dataset!r} instead of {name!r}")
     return module.load(domain) if domain else module.load()
+
+
+def known_domain(dataset: str, domain: str, known: Iterable[str]) -> None:
+    """Raise AcclimateError, with the nearest name, unless a dataset has this domain.
+
+    >>> known_domain("pacs", "fotos", ["photo", "cartoon"])
+    Traceback (most recent call last):
+    acclimate.errors.AcclimateError: no domain 'fotos' in dataset pacs; nearest: photo
+    """
+    known = list(known)
+    if domain not in known:
+        raise AcclimateError(f"no domain {domain!r} in dataset {dataset}{nearest(domain, known)}")
 
 
 def data_dir() -> Path | None:

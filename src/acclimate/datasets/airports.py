@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..domain.graphs import Graph
-from ..errors import AcclimateError, nearest
-from . import locate
+from . import known_domain, locate
 
 COUNTRIES = ("brazil", "usa")
 CLASSES = ("busiest_quarter", "second_quarter", "third_quarter", "quietest_quarter")
@@ -40,8 +39,7 @@ def domains() -> list[str]:
 
 def load(domain: str) -> Graph:
     """The flights of one country."""
-    if domain not in COUNTRIES:
-        raise AcclimateError(f"no domain {domain!r} in dataset airports{nearest(domain, COUNTRIES)}")
+    known_domain("airports", domain, COUNTRIES)
     folder = "other/graph_airports"
     labels = np.loadtxt(locate(f"{folder}/labels-{domain}-airports.txt"), np.int64, skiprows=1)
     edges = np.loadtxt(locate(f"{folder}/{domain}-airports.edgelist"), np.int64)[:, :2].T

@@ -23,8 +23,7 @@ from typing import Any
 import numpy as np
 
 from ..domain.arrays import Arrays
-from ..errors import AcclimateError, nearest
-from . import locate
+from . import known_domain, locate
 
 KINDS = ("books", "dvd", "electronics")
 CLASSES = ("bad", "good")
@@ -45,8 +44,7 @@ def domains() -> list[str]:
 
 def load(domain: str) -> Arrays:
     """The published train or test rows of one kind of goods."""
-    if domain not in domains():
-        raise AcclimateError(f"no domain {domain!r} in dataset amazon_reviews{nearest(domain, domains())}")
+    known_domain("amazon_reviews", domain, domains())
     kind, split = domain.removesuffix("_test"), "test" if domain.endswith("_test") else "train"
     where = f"other/amazon_reviews_bow/{kind}_csr5000.npz"
     with np.load(locate(where), allow_pickle=False) as stored:

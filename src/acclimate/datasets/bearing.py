@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..domain.arrays import Arrays
-from ..errors import AcclimateError, nearest
-from . import locate
+from . import known_domain, locate
 
 LOADS = ("load_0", "load_1", "load_2")
 PARTS = {"IR": "inner_race", "B": "ball", "OR": "outer_race"}
@@ -40,8 +39,7 @@ def domains() -> list[str]:
 
 def load(domain: str) -> Arrays:
     """The windows under one load."""
-    if domain not in LOADS:
-        raise AcclimateError(f"no domain {domain!r} in dataset bearing{nearest(domain, LOADS)}")
+    known_domain("bearing", domain, LOADS)
     with np.load(locate(f"other/cwru_bearing/load{domain[-1]}hp_12kDE.npz"), allow_pickle=False) as stored:
         x, y, codes = stored["x"].astype(np.float32)[:, None], stored["y"].astype(np.int64), stored["classes"].tolist()
     stems = [code.partition("@")[0] for code in codes]  # IR007, B014, OR021@6: part, diameter and place on the clock

@@ -15,8 +15,7 @@ from typing import Any
 
 from ..domain import Domain, Task
 from ..domain.splits import normalise, place
-from ..errors import AcclimateError, nearest
-from . import locate
+from . import known_domain, locate
 from ._texts import table
 
 KINDS = ("books", "dvd", "electronics", "kitchen")
@@ -37,8 +36,7 @@ def domains() -> list[str]:
 
 def load(domain: str) -> Domain:
     """One kind of goods as labelled text with its task."""
-    if domain not in KINDS:
-        raise AcclimateError(f"no domain {domain!r} in dataset blitzer{nearest(domain, KINDS)}")
+    known_domain("blitzer", domain, KINDS)
     splits: dict[str, list[tuple[str, dict[str, Any]]]] = {"train": [], "validation": [], "test": []}
     seen: set[str] = set()
     repeated = 0

@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..domain.arrays import IGNORED, Arrays
-from ..errors import AcclimateError, nearest
-from . import locate
+from . import known_domain, locate
 
 SEQUENCES = {"dusk": "0001TP", "day": "0016E5", "day_short": "0006R0"}
 CARD: dict[str, Any] = {
@@ -39,8 +38,7 @@ def domains() -> list[str]:
 
 def load(domain: str) -> Arrays:
     """The frames and masks of one sequence."""
-    if domain not in SEQUENCES:
-        raise AcclimateError(f"no domain {domain!r} in dataset camvid{nearest(domain, SEQUENCES)}")
+    known_domain("camvid", domain, SEQUENCES)
     where = f"other/camvid_seg/{SEQUENCES[domain]}_120x90.npz"
     with np.load(locate(where), allow_pickle=False) as stored:
         x, masks, names, classes = stored["x"], stored["mask"].astype(np.int64), stored["names"].tolist(), stored["classes"].tolist()

@@ -14,9 +14,8 @@ Traps. The published training file is not at hand. Some captions name the molecu
 from typing import Any
 
 from ..domain import Domain
-from ..errors import AcclimateError, nearest
 from ..files import digest
-from . import locate
+from . import known_domain, locate
 from ._texts import table
 
 DOMAINS = {"smiles": 1, "captions": 2}  # column of the file
@@ -37,8 +36,7 @@ def domains() -> list[str]:
 
 def load(domain: str) -> Domain:
     """One column as text; a molecule stands in the same split in both."""
-    if domain not in DOMAINS:
-        raise AcclimateError(f"no domain {domain!r} in dataset chebi20{nearest(domain, DOMAINS)}")
+    known_domain("chebi20", domain, DOMAINS)
     splits: dict[str, list[tuple[str, dict[str, Any]]]] = {"train": [], "validation": [], "test": []}
     for number, line in enumerate(locate(FILE).read_text(encoding="utf-8").split("\n")[1:], 2):
         cells = line.split("\t")

@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..domain.graphs import Graph
-from ..errors import AcclimateError, nearest
-from . import locate
+from . import known_domain, locate
 
 FILES = {"acm": "acmv9", "dblp": "dblpv7"}
 CARD: dict[str, Any] = {
@@ -52,8 +51,7 @@ def fields(domain: str) -> np.ndarray:
 
 
 def _read(domain: str) -> dict[str, Any]:
-    if domain not in FILES:
-        raise AcclimateError(f"no domain {domain!r} in dataset citation{nearest(domain, FILES)}")
+    known_domain("citation", domain, FILES)
     from scipy.io import loadmat
 
     return loadmat(locate(f"other/graph_citation/{FILES[domain]}.mat"))

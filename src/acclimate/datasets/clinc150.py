@@ -14,8 +14,7 @@ from typing import Any
 
 from ..domain import Domain, Task
 from ..domain.splits import normalise
-from ..errors import AcclimateError, nearest
-from . import locate
+from . import known_domain, locate
 from ._texts import table
 
 DOMAINS = (
@@ -38,8 +37,7 @@ def domains() -> list[str]:
 
 def load(domain: str) -> Domain:
     """One of the domains as labelled text with its task."""
-    if domain not in domains():
-        raise AcclimateError(f"no domain {domain!r} in dataset clinc150{nearest(domain, domains())}")
+    known_domain("clinc150", domain, domains())
     place = "intents/clinc_oos/data_full.json"
     given = json.loads(locate(place).read_text(encoding="utf-8"))
     intents = {

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from ..domain import Domain
-from ..errors import AcclimateError, nearest
+from ..errors import AcclimateError
 from ..parts.entities import begun
-from . import locate
+from . import known_domain, locate
 from ._texts import table
 
 CROSSNER, SCIBERT = "MIT", "Apache-2.0 (repository); upstream not stated"
@@ -71,8 +71,7 @@ def _read(place: str) -> list[tuple[str, dict[str, Any]]]:
 
 def load(domain: str) -> Domain:
     """One of the domains as text with its words and their tags."""
-    if domain not in SETS:
-        raise AcclimateError(f"no domain {domain!r} in dataset crossner{nearest(domain, SETS)}")
+    known_domain("crossner", domain, SETS)
     folder, licence, parent = SETS[domain]
     splits: dict[str, Any] = {}
     seen: set[str] = set()

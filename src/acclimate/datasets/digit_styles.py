@@ -35,8 +35,7 @@ from typing import Any
 import numpy as np
 
 from ..domain.arrays import Arrays
-from ..errors import AcclimateError, nearest
-from . import digits, locate
+from . import digits, known_domain, locate
 
 SIDE = 28
 ANGLES = tuple(range(0, 91, 15))
@@ -64,8 +63,7 @@ def domains() -> list[str]:
 
 def load(domain: str) -> Arrays:
     """The images of one style."""
-    if domain not in domains():
-        raise AcclimateError(f"no domain {domain!r} in dataset digit_styles{nearest(domain, domains())}")
+    known_domain("digit_styles", domain, domains())
     kind, _, number = domain.partition("_")
     classes = [str(digit) for digit in range(10)]
     generator = np.random.default_rng([2026, domains().index(domain)])

@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..domain.arrays import Arrays
-from ..errors import AcclimateError, nearest
-from . import locate
+from . import known_domain, locate
 
 DOMAINS = ("mnist", "usps", "mnist_test", "sklearn")
 FOLDER = "other/digits_mnist_usps"
@@ -39,8 +38,7 @@ def domains() -> list[str]:
 
 def load(domain: str) -> Arrays:
     """The images of one set."""
-    if domain not in DOMAINS:
-        raise AcclimateError(f"no domain {domain!r} in dataset digits{nearest(domain, DOMAINS)}")
+    known_domain("digits", domain, DOMAINS)
     if domain == "sklearn":
         from sklearn.datasets import load_digits
 

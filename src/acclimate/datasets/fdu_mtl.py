@@ -14,8 +14,7 @@ from typing import Any
 
 from ..domain import Domain, Task
 from ..domain.splits import normalise, place
-from ..errors import AcclimateError, nearest
-from . import locate
+from . import known_domain, locate
 from ._texts import table
 
 KINDS = (
@@ -39,8 +38,7 @@ def domains() -> list[str]:
 
 def load(domain: str) -> Domain:
     """One kind of goods, or all with the kind as the label, as labelled text with its task."""
-    if domain not in domains():
-        raise AcclimateError(f"no domain {domain!r} in dataset fdu_mtl{nearest(domain, domains())}")
+    known_domain("fdu_mtl", domain, domains())
     kinds = KINDS if domain == "categories" else (domain,)
     test = _unlike([row for kind in kinds for row in _read(kind, "test", domain == "categories")], set())
     published = [row for kind in kinds for row in _read(kind, "train", domain == "categories")]

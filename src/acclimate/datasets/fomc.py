@@ -20,8 +20,7 @@ from typing import Any
 
 from ..domain import Domain, Task
 from ..domain.splits import place
-from ..errors import AcclimateError, nearest
-from . import locate
+from . import known_domain, locate
 from ._texts import table
 
 STANCES = ("dovish", "hawkish", "neutral")
@@ -42,8 +41,7 @@ def domains() -> list[str]:
 
 def load(domain: str) -> Domain:
     """One period as labelled text with its task."""
-    if domain not in domains():
-        raise AcclimateError(f"no domain {domain!r} in dataset fomc{nearest(domain, domains())}")
+    known_domain("fomc", domain, domains())
     first, last = (PERIODS[0][:4], PERIODS[-1][-4:]) if domain == "all" else domain.split("-")
     where = "finance/fomc_stance/labelled_1996_2015.csv"
     given = csv.DictReader(io.StringIO(locate(where).read_text(encoding="utf-8"), newline=""))

@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 
 from ..domain.demonstrations import Demonstrations, Trajectory
-from ..errors import AcclimateError, nearest
+from ..errors import AcclimateError
+from . import known_domain
 
 SIDE = 8
 VIEW = 2 * SIDE - 1  # the agent stands in the middle and sees the whole grid from every place
@@ -209,8 +210,7 @@ def load(domain: str) -> Demonstrations:
 
 def world(name: str, wording: int = 0) -> GridWorld:
     """The world of one task. Raises AcclimateError for a task that does not exist."""
-    if name not in TASKS:
-        raise AcclimateError(f"no domain {name!r} in dataset goal_grids{nearest(name, TASKS)}")
+    known_domain("goal_grids", name, TASKS)
     return GridWorld(TASKS[name], wording)
 
 

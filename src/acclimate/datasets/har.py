@@ -19,8 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..domain.arrays import Arrays
-from ..errors import AcclimateError, nearest
-from . import locate
+from . import known_domain, locate
 
 SUBJECTS = ("02", "06", "07", "09", "11", "12", "13", "16", "18", "23")
 CLASSES = ("walking", "walking_upstairs", "walking_downstairs", "sitting", "standing", "lying")
@@ -41,8 +40,7 @@ def domains() -> list[str]:
 
 def load(domain: str) -> Arrays:
     """The given train or test windows of one person."""
-    if domain not in domains():
-        raise AcclimateError(f"no domain {domain!r} in dataset har{nearest(domain, domains())}")
+    known_domain("har", domain, domains())
     split = "test" if domain.endswith("_test") else "train"
     where = f"other/har_uci_subjects/{domain.removesuffix('_test')}.npz"
     with np.load(locate(where), allow_pickle=False) as stored:

@@ -24,8 +24,7 @@ from typing import Any
 import numpy as np
 
 from ..domain.arrays import Arrays
-from ..errors import AcclimateError, nearest
-from . import locate
+from . import known_domain, locate
 
 HOSPITALS = ("cleveland", "hungarian", "va")
 FEATURES = ("age", "sex", "cp", "trestbps", "chol", "fbs", "restecg", "thalach", "exang", "oldpeak")
@@ -63,8 +62,7 @@ def missing(domain: str) -> np.ndarray:
 
 def _read(domain: str) -> tuple[np.ndarray, np.ndarray]:
     """Findings [row, 10] with NaN where missing, and classes."""
-    if domain not in HOSPITALS:
-        raise AcclimateError(f"no domain {domain!r} in dataset heart{nearest(domain, HOSPITALS)}")
+    known_domain("heart", domain, HOSPITALS)
     text = locate(f"other/heart_hospitals/processed.{domain}.data").read_text(encoding="utf-8")
     rows = [[float("nan") if part in ("?", "") else float(part) for part in line.split(",")] for line in text.split()]
     table = np.array(rows)

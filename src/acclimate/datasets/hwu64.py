@@ -19,8 +19,7 @@ from typing import Any
 
 from ..domain import Domain, Task
 from ..domain.splits import normalise, place
-from ..errors import AcclimateError, nearest
-from . import locate
+from . import known_domain, locate
 from ._texts import table
 
 SCENARIOS = (
@@ -43,8 +42,7 @@ def domains() -> list[str]:
 
 def load(domain: str) -> Domain:
     """One scenario, or all, as labelled text with its task."""
-    if domain not in domains():
-        raise AcclimateError(f"no domain {domain!r} in dataset hwu64{nearest(domain, domains())}")
+    known_domain("hwu64", domain, domains())
     test, published = _read("test", domain), _read("train", domain)
     splits: dict[str, list[tuple[str, dict[str, Any]]]] = {"validation": [], "train": []}
     seen = {normalise(values["text"]) for _, values in test}

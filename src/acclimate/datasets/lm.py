@@ -25,8 +25,7 @@ from typing import Any
 
 from ..domain import Domain
 from ..domain import splits as partition
-from ..errors import AcclimateError, nearest
-from . import locate
+from . import known_domain, locate
 from ._texts import by_order, passages, read, text_rows
 
 LONGEST_WRAPPED_LINE = 90  # characters; a novel whose lines are all shorter than this was wrapped by hand
@@ -217,8 +216,7 @@ def _units(text: str, corpus: Corpus) -> list[list[tuple[int, str]]]:
 
 def load(domain: str) -> Domain:
     """One corpus as a domain of texts; rows are passages, splits go by order."""
-    if domain not in CORPORA:
-        raise AcclimateError(f"no domain {domain!r} in dataset lm{nearest(domain, CORPORA)}")
+    known_domain("lm", domain, CORPORA)
     corpus = CORPORA[domain]
     place = locate(f"lm/{corpus.path}")
     paths = ([place / name for name in corpus.files] or sorted(place.glob("*.txt"))) if place.is_dir() else [place]

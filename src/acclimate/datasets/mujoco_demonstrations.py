@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..domain.demonstrations import Demonstrations, Trajectory
-from ..errors import AcclimateError, nearest
-from . import locate
+from . import known_domain, locate
 
 ROBOTS = {"ant": "Ant-v4", "half_cheetah": "HalfCheetah-v4", "hopper": "Hopper-v4"}
 GOALS = {"ant": "make the ant run forward", "half_cheetah": "make the cheetah run forward", "hopper": "make the hopper hop forward"}
@@ -40,8 +39,7 @@ def domains() -> list[str]:
 
 def load(domain: str) -> Demonstrations:
     """The episodes of one robot."""
-    if domain not in ROBOTS:
-        raise AcclimateError(f"no domain {domain!r} in dataset mujoco_demonstrations{nearest(domain, ROBOTS)}")
+    known_domain("mujoco_demonstrations", domain, ROBOTS)
     made = []
     with np.load(locate(f"other/demo_mujoco_expert/{ROBOTS[domain]}.npz"), allow_pickle=False) as stored:
         for episode in range(EPISODES):

@@ -22,8 +22,7 @@ from typing import Any
 import numpy as np
 
 from ..domain.arrays import Arrays
-from ..errors import AcclimateError, nearest
-from . import locate
+from . import known_domain, locate
 
 DOMAINS = ("amazon", "caltech", "dslr", "webcam")
 CLASSES = (
@@ -46,8 +45,7 @@ def domains() -> list[str]:
 
 def load(domain: str) -> Arrays:
     """The raw counts of one domain."""
-    if domain not in DOMAINS:
-        raise AcclimateError(f"no domain {domain!r} in dataset office_caltech{nearest(domain, DOMAINS)}")
+    known_domain("office_caltech", domain, DOMAINS)
     from scipy.io import loadmat
 
     stored = loadmat(locate(f"other/office_caltech10/{domain}_SURF_L10.mat"))

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..domain.arrays import Arrays
-from ..errors import AcclimateError, nearest
-from . import locate
+from . import known_domain, locate
 
 DOMAINS = ("photo", "art_painting", "cartoon")
 CARD: dict[str, Any] = {
@@ -36,8 +35,7 @@ def domains() -> list[str]:
 
 def load(domain: str) -> Arrays:
     """The images of one style."""
-    if domain not in DOMAINS:
-        raise AcclimateError(f"no domain {domain!r} in dataset pacs{nearest(domain, DOMAINS)}")
+    known_domain("pacs", domain, DOMAINS)
     with np.load(locate(f"other/pacs6/{domain}_32.npz"), allow_pickle=False) as stored:
         x, y, classes = stored["x"], stored["y"], stored["classes"]
     images = np.ascontiguousarray(x.transpose(0, 3, 1, 2), np.float32) / np.float32(255)

@@ -15,9 +15,8 @@ from functools import cache
 from typing import Any
 
 from ..domain import Domain
-from ..errors import AcclimateError, nearest
 from ..files import digest
-from . import locate
+from . import known_domain, locate
 from ._texts import table
 
 RELATIONS = (
@@ -45,8 +44,7 @@ def _lines(path: str) -> list[dict[str, Any]]:
 
 def load(domain: str) -> Domain:
     """The facts of one relation."""
-    if domain not in RELATIONS:
-        raise AcclimateError(f"no domain {domain!r} in dataset pararel{nearest(domain, RELATIONS)}")
+    known_domain("pararel", domain, RELATIONS)
     pattern = _lines(f"pararel/pattern_data/graphs_json/{domain}.jsonl")[0]["pattern"].strip()
     path = f"pararel/trex_lms_vocab/{domain}.jsonl"
     splits: dict[str, list[tuple[str, dict[str, Any]]]] = {"train": [], "validation": [], "test": []}

@@ -19,9 +19,8 @@ import json
 from typing import Any
 
 from ..domain import Domain, Task
-from ..errors import AcclimateError, nearest
 from ..files import digest
-from . import locate
+from . import known_domain, locate
 from ._texts import table
 
 # folder, question of the task, metric
@@ -57,8 +56,7 @@ def _read(folder: str, name: str) -> list[tuple[str, dict[str, Any]]]:
 
 def load(domain: str) -> Domain:
     """One of the sets as labelled text with its task."""
-    if domain not in SETS:
-        raise AcclimateError(f"no domain {domain!r} in dataset scibert{nearest(domain, SETS)}")
+    known_domain("scibert", domain, SETS)
     folder, question, metric = SETS[domain]
     train, validation, test = [] if domain == "mag" else _read(folder, "train"), _read(folder, "dev"), _read(folder, "test")
     if not train:

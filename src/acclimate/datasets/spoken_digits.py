@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..domain.speech import Speech
-from ..errors import AcclimateError, nearest
-from . import locate
+from . import known_domain, locate
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SPEAKERS = ("george", "jackson", "theo", "yweweler")
@@ -40,8 +39,7 @@ def load(domain: str) -> Speech:
     """The recordings of one speaker."""
     import torch
 
-    if domain not in SPEAKERS:
-        raise AcclimateError(f"no domain {domain!r} in dataset spoken_digits{nearest(domain, SPEAKERS)}")
+    known_domain("spoken_digits", domain, SPEAKERS)
     with np.load(locate(f"other/fsdd_speech/{domain}.npz"), allow_pickle=False) as stored:
         audio, offsets, rate = stored["audio"], stored["offsets"].tolist(), int(stored["rate"])
         words = [(DIGITS[digit],) for digit in stored["y"].tolist()]

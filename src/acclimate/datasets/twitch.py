@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..domain.graphs import Graph
-from ..errors import AcclimateError, nearest
-from . import locate
+from . import known_domain, locate
 
 COMMUNITIES = ("de", "engb", "es")
 WIDTH = 3170
@@ -38,8 +37,7 @@ def domains() -> list[str]:
 
 def load(domain: str) -> Graph:
     """The friendships of one community."""
-    if domain not in COMMUNITIES:
-        raise AcclimateError(f"no domain {domain!r} in dataset twitch{nearest(domain, COMMUNITIES)}")
+    known_domain("twitch", domain, COMMUNITIES)
     with np.load(locate(f"other/graph_twitch/{domain.upper()}.npz"), allow_pickle=False) as stored:
         x = np.zeros((int(stored["n"]), WIDTH), np.float32)
         x[stored["feat_row"], stored["feat_col"]] = 1

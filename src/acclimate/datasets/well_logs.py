@@ -25,8 +25,7 @@ from typing import Any
 import numpy as np
 
 from ..domain.arrays import Arrays
-from ..errors import AcclimateError, nearest
-from . import locate
+from . import known_domain, locate
 
 WELLS = {
     "alexander_d": "ALEXANDER D", "cross_h_cattle": "CROSS H CATTLE", "kimzey_a": "KIMZEY A", "luke_g_u": "LUKE G U", "newby": "NEWBY",
@@ -73,8 +72,7 @@ def missing(domain: str) -> np.ndarray:
 
 
 def _well(domain: str) -> str:
-    if domain not in WELLS:
-        raise AcclimateError(f"no domain {domain!r} in dataset well_logs{nearest(domain, WELLS)}")
+    known_domain("well_logs", domain, WELLS)
     return WELLS[domain]
 
 
