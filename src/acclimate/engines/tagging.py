@@ -22,9 +22,8 @@ from ..model.adapter_heads import Head, made
 from ..models.classifier import batches, lengths
 from ..parts.entities import entity_f1
 from .forward import autocast
-from .rows import padded
 from .staged import Fitted, Stage, Term, evaluating, fit
-from .terms import Body
+from .terms import Body, Turns, padded_ids
 
 NONE = -100  # no word begins at this token
 
@@ -116,7 +115,7 @@ def tags_of(model: Model, net: Tagger, words: Sequence[Sequence[str]], *, rows: 
     found: list[list[str]] = [[] for _ in words]
     with evaluating(net), torch.no_grad():
         for chosen in batches(lengths([ids for ids, _ in coded]), rows):
-            batch = _batch(model, [coded[i][0] for i in chosen])
+            batch = padded_ids(model, (coded[i][0] for i in chosen))
             best = net(**batch).argmax(-1).cpu().numpy()
             for i, row in zip(chosen, best, strict=True):
                 found[i] = [net.head.labels[row[place]] if place >= 0 else "O" for place in coded[i][1]]
@@ -149,12 +148,11 @@ def tag(
             if place >= 0:
                 row[place] = number[each]
         answers.append(row)
-    sizes = lengths([ids for ids, _ in coded])
+    turns = Turns(lengths([ids for ids, _ in coded]), rows, seed)
 
     def loss(step: int) -> Tensor:
-        epoch, place = divmod(step, -(-len(coded) // rows))
-        chosen = [*batches(sizes, rows, np.random.default_rng([seed, epoch]))][place]
-        scores = net(**_batch(model, [coded[i][0] for i in chosen]))
+        chosen = turns[step]
+        scores = net(**padded_ids(model, (coded[i][0] for i in chosen)))
         wanted = torch.full(scores.shape[:2], NONE)
         for at, i in enumerate(chosen):
             wanted[at, : len(answers[i])] = torch.from_numpy(answers[i])
@@ -168,8 +166,3 @@ def tag(
     named = {r"^head\." if pattern == "head" else pattern: rate for pattern, rate in rates.items()}
     fitted = fit(net, {"tags": Term(loss, 1.0, key)}, named, stage, score=lambda: score("validation")["f1"], folder=folder)
     return Tagged(net, {**score("test"), "dev_f1": max(value for _, value in fitted.looks)}, fitted)
-
-
-def _batch(model: Model, ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-    some = padded([np.array(row) for row in ids], model.tokenizer.pad_token_id or 0)
-    return {name: value.to(model.device) for name, value in some.items()}

@@ -3,7 +3,7 @@
 Each gives a :class:`~acclimate.engines.staged.Term` whose batch ``k`` is fixed by the seed and the number alone.
 """
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,8 +152,27 @@ def drift(model: Model, name: str, domain: Domain, *, rows: int, width: int, see
 
 def padded_texts(model: Model, texts: Sequence[str], width: int) -> dict[str, Tensor]:
     """Ids and mask of some texts, cut to ``width`` tokens, on the model's device."""
-    ids = [np.array(row) for row in model.tokenizer(list(texts), truncation=True, max_length=width).input_ids]
-    return {key: value.to(model.device) for key, value in padded(ids, model.tokenizer.pad_token_id or 0).items()}
+    return padded_ids(model, model.tokenizer(list(texts), truncation=True, max_length=width).input_ids)
+
+
+def padded_ids(model: Model, ids: Iterable[Sequence[int]]) -> dict[str, Tensor]:
+    """Ids and mask of some rows of ids, on the model's device."""
+    some = padded([np.array(row) for row in ids], model.tokenizer.pad_token_id or 0)
+    return {key: value.to(model.device) for key, value in some.items()}
+
+
+class Turns:
+    """The rows of each step, about equally long: every row once a pass, each pass in an order of its own, ``rows`` at a time."""
+
+    def __init__(self, sizes: np.ndarray, rows: int, seed: int):
+        self.sizes, self.rows, self.seed = sizes, rows, seed
+        self.epoch, self.order = -1, [np.empty(0, int)]
+
+    def __getitem__(self, step: int) -> np.ndarray:
+        epoch, place = divmod(step, -(-len(self.sizes) // self.rows))
+        if epoch != self.epoch:
+            self.epoch, self.order = epoch, list(batches(self.sizes, self.rows, np.random.default_rng([self.seed, epoch])))
+        return self.order[place]
 
 
 def _draw(texts: Sequence[str], step: int, rows: int, seed: int) -> list[str]:
@@ -249,9 +268,10 @@ def classify(
         torch.manual_seed(seed)
         net = SentenceClassifier(Body(model.net), len(classes), pooling=pooling).to(model.device)
 
-    def batch(key: str, chosen: Sequence[int] | np.ndarray) -> dict[str, Tensor]:
-        some = padded([np.array(ids[key][i]) for i in chosen], model.tokenizer.pad_token_id or 0)
-        return {name: value.to(model.device) for name, value in some.items()}
+    turns = Turns(lengths(ids["train"]), rows, seed)
+
+    def batch(key: str, chosen: np.ndarray) -> dict[str, Tensor]:
+        return padded_ids(model, (ids[key][i] for i in chosen))
 
     def guesses(key: str) -> np.ndarray:
         found = np.empty(len(ids[key]), int)
@@ -261,10 +281,9 @@ def classify(
         return found
 
     def loss(step: int) -> Tensor:
-        epoch, place = divmod(step, -(-len(ids["train"]) // rows))
-        order = list(batches(lengths(ids["train"]), rows, np.random.default_rng([seed, epoch])))
-        scores = net(**batch("train", order[place]))
-        return functional.cross_entropy(scores.float(), torch.from_numpy(answers["train"][order[place]]).to(scores.device))
+        chosen = turns[step]
+        scores = net(**batch("train", chosen))
+        return functional.cross_entropy(scores.float(), torch.from_numpy(answers["train"][chosen]).to(scores.device))
 
     def dev() -> float:
         return float(f1_score(answers["dev"], guesses("dev"), average="macro", zero_division=0))
