@@ -270,16 +270,21 @@ def _text_pools(domain: Domain, name: str, encoder: str) -> tuple[Parts, list[st
 
 def encoded(texts: Sequence[str], encoder: str = "minilm") -> Tensor:
     """Vectors of texts by a frozen encoder [text, width], kept in the cache by their content."""
-    from safetensors.torch import load_file, save_file
-
     from .engines.embed import Encoder
 
     model = _encoder(encoder)
-    path = cache_dir("vectors") / f"{digest([model.fingerprint, list(texts)])}.safetensors"
+    return kept([model.fingerprint, list(texts)], lambda: Encoder(model).encode(list(texts)))
+
+
+def kept(key: Any, make: Callable[[], Tensor]) -> Tensor:
+    """A tensor that is made once and then read from the cache, by what identifies it."""
+    from safetensors.torch import load_file, save_file
+
+    path = cache_dir("vectors") / f"{digest(key)}.safetensors"
     if not path.is_file():
-        vectors = Encoder(model).encode(list(texts))
+        made = make().contiguous()
         with atomic_file(path) as temporary:
-            save_file({"x": vectors.contiguous()}, temporary)
+            save_file({"x": made}, temporary)
     return load_file(path)["x"]
 
 
@@ -304,4 +309,4 @@ def _held_out(parts: Parts, name: str) -> Parts:
     return {split: found[split] for split in SPLITS}
 
 
-__all__ = ["Shifted", "encoded", "leaderboard", "load_domains", "make_learner", "shift"]
+__all__ = ["Shifted", "encoded", "kept", "leaderboard", "load_domains", "make_learner", "shift"]

@@ -24,6 +24,7 @@ from ..kinds import Adapter, Objective
 from ..method import Setting, Settings
 from ..model import Injected, Model, _folder
 from ..model.composition import Rows
+from ..parts.pooling import pooled
 from ..parts.retrieval import average_precision, recall_at
 from .forward import autocast
 from .rows import padded
@@ -82,15 +83,7 @@ def embed(net: Any, batch: Mapping[str, Tensor], how: str) -> Tensor:
     ids, mask = batch["input_ids"], batch["attention_mask"]
     out = net(input_ids=ids, attention_mask=mask, output_hidden_states=True)
     hidden = out.last_hidden_state if getattr(out, "last_hidden_state", None) is not None else out.hidden_states[-1]
-    if how == "cls":
-        return hidden[:, 0]
-    if how == "last":
-        places = torch.arange(hidden.shape[1], device=hidden.device)
-        return hidden[torch.arange(len(hidden), device=hidden.device), (mask * places).argmax(1)]
-    if how == "max":
-        return hidden.masked_fill(mask[..., None] == 0, -torch.inf).amax(1)
-    weight = mask[..., None].to(hidden.dtype)
-    return (hidden * weight).sum(1) / weight.sum(1)
+    return pooled(hidden, mask, how)
 
 
 def embed_cached(net: Any, batch: Mapping[str, Tensor], how: str, chunk: int) -> Tensor:

@@ -18,6 +18,7 @@ from ..model import Model
 from ..model.knowledge import Mapped, Spelled
 from ..model.overlay import Overlay
 from ..model.tags import Encoded, Tags, isolated
+from ..parts.pooling import pooled
 from .forward import as_wanted
 from .staged import Term, evaluating
 
@@ -199,8 +200,7 @@ class Headed(nn.Module):
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Scores [row, class]."""
         states = self.body(input_ids=ids, attention_mask=mask).last_hidden_state
-        weight = mask[..., None].to(states.dtype)
-        return self.out((states * weight).sum(1) / weight.sum(1))
+        return self.out(pooled(states, mask, "mean"))
 
 
 def label_term(headed: Headed, rows: Sequence[Sequence[int]], labels: Sequence[int], *, size: int, seed: int, fill: int = 0) -> Term:

@@ -76,15 +76,20 @@ def objects(name: str, sizes: Sizes, seed: int) -> Cut:
     return Cut.of(name, torch.from_numpy(standardised(given.x)), given.tensors()[1], given.classes, sizes, seed)
 
 
+def review_rows(name: str, most: int) -> list[dict[str, Any]]:
+    """``most`` reviews of FDU-MTL's one kind, of all splits, always the same."""
+    domain = datasets.load(f"fdu_mtl/{name}")
+    rows = [row for split in ("train", "validation", "test") for row in domain.rows(split)]
+    return [rows[place] for place in np.random.default_rng(7).permutation(len(rows))[:most]]
+
+
 def reviews(name: str, sizes: Sizes, seed: int, *, most: int = 1000) -> Cut:
     """Reviews of FDU-MTL as vectors of all-MiniLM-L6-v2, frozen [row, 384]: the same ``most`` rows for every seed, encoded once."""
     import torch
 
     from ..shifts import encoded
 
-    domain = datasets.load(f"fdu_mtl/{name}")
-    rows = [row for split in ("train", "validation", "test") for row in domain.rows(split)]
-    rows = [rows[place] for place in np.random.default_rng(7).permutation(len(rows))[:most]]
+    rows = review_rows(name, most)
     labels = torch.tensor([int(row["label"] == "good") for row in rows])
     return Cut.of(name, encoded([row["text"] for row in rows]), labels, ["bad", "good"], sizes, seed)
 

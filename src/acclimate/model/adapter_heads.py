@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import AcclimateError, nearest
+from ..parts.pooling import pooled
 from .calls import repeated
 from .composition import Rows, branches, copies
 
@@ -41,15 +42,7 @@ class Head(nn.Module):
         hidden = hidden.to(next(self.parameters()).dtype)
         if self.dense is None:
             return self.out(self.dropout(hidden))
-        return self.out(self.dropout(self.dense(self.dropout(self._pooled(hidden, mask))).tanh()))
-
-    def _pooled(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        if self.pooling == "mean":
-            weight = mask[..., None].to(hidden.dtype)
-            return (hidden * weight).sum(1) / weight.sum(1)
-        order = torch.arange(1, mask.shape[1] + 1, device=mask.device) * mask
-        place = order.argmax(1) if self.pooling == "last" else mask.long().argmax(1)
-        return hidden[torch.arange(len(hidden), device=hidden.device), place]
+        return self.out(self.dropout(self.dense(self.dropout(pooled(hidden, mask, self.pooling))).tanh()))
 
 
 def made(net: Any, kind: str, labels: Sequence[str], pooling: str, seed: int) -> Head:

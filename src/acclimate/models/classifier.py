@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..engines.forward import autocast as bf16
 from ..errors import AcclimateError, nearest
+from ..parts.pooling import pooled
 
 POOLING = ("cls", "mean")
 
@@ -35,10 +36,7 @@ class SentenceClassifier(nn.Module):
     def features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """One vector per text: ids and mask [batch, token] -> [batch, width]."""
         hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        if self.pooling == "cls":
-            return hidden[:, 0]
-        weight = attention_mask.unsqueeze(-1).to(hidden.dtype)
-        return (hidden * weight).sum(1) / weight.sum(1)
+        return pooled(hidden, attention_mask, self.pooling)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Scores per label [batch, label]."""

@@ -5,7 +5,8 @@ https://jmlr.org/papers/v13/gretton12a.html; Peng et al. 2019, equation 1 (momen
 Saito et al. 2018, equation 2 (two heads), https://arxiv.org/abs/1712.02560;
 Ben-David et al. 2007 (proxy A-distance), https://papers.nips.cc/paper/2983"""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -30,6 +31,16 @@ def mean_and_covariance_gap(a: Tensor, b: Tensor) -> Tensor:
     4.0
     """
     return (a.mean(0) - b.mean(0)).square().mean() + (covariance(a) - covariance(b)).square().mean()
+
+
+def over_pairs(parts: Sequence[Tensor], gap: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Mean of a gap over all pairs of parts; 0 for a single one.
+
+    >>> over_pairs([torch.tensor([0.0]), torch.tensor([1.0]), torch.tensor([3.0])], lambda a, b: (a - b).abs().sum()).item()
+    2.0
+    """
+    gaps = [gap(a, b) for a, b in combinations(parts, 2)]
+    return torch.stack(gaps).mean() if gaps else parts[0].new_zeros(())
 
 
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:

@@ -39,12 +39,12 @@ def reverse(x: Tensor, strength: float = 1.0) -> Tensor:
 
 
 def rising(progress: float, gamma: float = 10.0) -> float:
-    """How strongly a gradient is reversed at a share of the run: 2 / (1 + exp(-gamma p)) - 1, from 0 to nearly 1.
+    """How strongly a gradient is reversed at a share of the run: 2 / (1 + exp(-gamma p)) - 1, from 0 to nearly 1; 1 where gamma is 0.
 
     >>> [round(rising(p), 3) for p in (0, 0.1, 0.5, 1)]
     [0.0, 0.462, 0.987, 1.0]
     """
-    return 2 / (1 + math.exp(-gamma * progress)) - 1
+    return 2 / (1 + math.exp(-gamma * progress)) - 1 if gamma else 1.0
 
 
 def mlp(inputs: int, hidden: list[int], outputs: int) -> nn.Sequential:

@@ -21,6 +21,16 @@ def beta(alpha: float, count: int, generator: torch.Generator) -> Tensor:
     return torch.from_numpy(np.random.default_rng(seed).beta(alpha, alpha, count)).float()
 
 
+def blend(one: Tensor, other: Tensor, share: Tensor) -> Tensor:
+    """share x one + (1 - share) x other, row by row: [row, *shape] and share [row].
+
+    >>> blend(torch.ones(2, 1), torch.zeros(2, 1), torch.tensor([0.25, 1.0])).flatten().tolist()
+    [0.25, 1.0]
+    """
+    wide = share.view(-1, *[1] * (one.ndim - 1)).to(one)
+    return wide * one + (1 - wide) * other
+
+
 def paired(sizes: Sequence[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """For each row a row of the next domain, domains and rows in an order drawn anew: (other row, number of the domain) [row] each.
 

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ... import datasets
 from ...method import load
 from ..fixture import documents
+from ..shift_sets import review_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -164,9 +164,7 @@ def reviews(kind: str, decoder: "Model", tiny: bool) -> Reviews:
         texts = [text for topic in ("legal", "software") for text in documents(topic, 15, seed=len(kind))]
         y, small = torch.arange(2).repeat_interleave(15), encoder(True)
     else:
-        domain = datasets.load(f"fdu_mtl/{kind}")
-        rows = [row for split in ("train", "validation", "test") for row in domain.rows(split)]
-        rows = [rows[place] for place in np.random.default_rng(7).permutation(len(rows))[:MOST]]
+        rows = review_rows(kind, MOST)
         texts, y = [_cut(row["text"], WORDS) for row in rows], torch.tensor([int(row["label"] == "good") for row in rows])
         small = Model.load("minilm", kind="encoder")
     asked = [TEMPLATE.format(text) for text in texts]
@@ -179,18 +177,9 @@ def reviews(kind: str, decoder: "Model", tiny: bool) -> Reviews:
 
 
 def _cached(key: list, tiny: bool, make: "Callable[[], Tensor]") -> "Tensor":
-    from safetensors.torch import load_file, save_file
+    from ...shifts import kept
 
-    from ...files import atomic_file, cache_dir, digest
-
-    if tiny:
-        return make()
-    path = cache_dir("vectors") / f"{digest(key)}.safetensors"
-    if not path.is_file():
-        made = make().contiguous()
-        with atomic_file(path) as temporary:
-            save_file({"x": made}, temporary)
-    return load_file(path)["x"]
+    return make() if tiny else kept(key, make)
 
 
 def _cut(text: str, most: int) -> str:

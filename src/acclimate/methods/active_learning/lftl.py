@@ -26,7 +26,7 @@ from torch.nn.functional import cross_entropy, normalize
 from ...kinds import ActiveLearning
 from ...method import Setting
 from ...parts.certainty import entropy, information
-from ...parts.mixing import beta
+from ...parts.mixing import beta, blend
 
 
 class Lftl(ActiveLearning):
@@ -94,7 +94,6 @@ class Lftl(ActiveLearning):
         shares = torch.maximum(shares, 1 - shares)
         for places in torch.arange(seen).split(size):
             a, b, share = one[places], two[places], shares[places]
-            wide = share.view(-1, *[1] * (x.ndim - 1))
-            scores = learner(wide * x[a] + (1 - wide) * x[b])
-            losses = share * cross_entropy(scores, y[a], reduction="none") + (1 - share) * cross_entropy(scores, y[b], reduction="none")
-            yield losses.mean()
+            scores = learner(blend(x[a], x[b], share))
+            own, other = (cross_entropy(scores, labels, reduction="none") for labels in (y[a], y[b]))
+            yield blend(own, other, share).mean()

@@ -56,7 +56,7 @@ class Cdan(DomainAdaptation):
             seen = of_z(z) * of_shares(shares) / self.most**0.5
         else:
             seen = joint(z, shares)
-        strength = self.peak * (rising(learner.progress, self.gamma) if self.gamma else 1.0)
+        strength = self.peak * rising(learner.progress, self.gamma)
         domain = torch.cat([torch.zeros(len(z_s)), torch.ones(len(z_t))]).to(z)
         told = binary_cross_entropy_with_logits(learner.parts["domain"](reverse(seen, strength))[:, 0], domain, reduction="none")
         weight = 1 + (-entropy(both)).exp() if self.weigh else torch.ones_like(told)

@@ -48,7 +48,7 @@ class Dann(DomainAdaptation):
         """Class loss on the source + domain loss on all rows, whose gradient is turned round for the encoder."""
         if target is None and self.domains == "two":
             raise AcclimateError('there is no target to tell from the source; give one, or set domains = "all"')
-        strength = self.peak * (rising(learner.progress, self.gamma) if self.gamma else 1.0)
+        strength = self.peak * rising(learner.progress, self.gamma)
         z = learner.features(source.x)
         every = z if target is None else torch.cat([z, learner.features(target.x)])
         turned = reverse(every, 1.0 if self.scaled else strength)

@@ -6,20 +6,18 @@ A strong and cheap baseline for several domains; an unlabelled target counts as 
 
 >>> import torch
 >>> z = torch.tensor([[0.0], [2.0], [1.0], [1.0]])
->>> gap([z[:2], z[2:]]).item()  # equal means, variances 2 and 0
+>>> over_pairs([z[:2], z[2:]], mean_and_covariance_gap).item()  # equal means, variances 2 and 0
 4.0
 """
 
-from collections.abc import Iterator, Sequence
-from itertools import combinations
+from collections.abc import Iterator
 from typing import Annotated, Any
 
-import torch
 from torch import Tensor
 
 from ...kinds import DomainGeneralization
 from ...method import Setting
-from ...parts.discrepancy import mean_and_covariance_gap
+from ...parts.discrepancy import mean_and_covariance_gap, over_pairs
 
 
 class Coral(DomainGeneralization):
@@ -31,10 +29,4 @@ class Coral(DomainGeneralization):
         """Loss on the labelled rows + weight x mean gap over pairs of domains."""
         z = learner.features(domains.x)
         parts = [*domains.split(z), *([learner.features(target.x)] if target else [])]
-        yield learner.loss(learner.head(z), domains.y) + self.weight * gap(parts)
-
-
-def gap(parts: Sequence[Tensor]) -> Tensor:
-    """Mean over pairs of the gap of means and covariances; 0 for a single domain."""
-    gaps = [mean_and_covariance_gap(a, b) for a, b in combinations(parts, 2)]
-    return torch.stack(gaps).mean() if gaps else parts[0].new_zeros(())
+        yield learner.loss(learner.head(z), domains.y) + self.weight * over_pairs(parts, mean_and_covariance_gap)

@@ -17,7 +17,6 @@ own weights, ``include_shared``, and the nearest. The shared head has no domain,
 """
 
 from collections.abc import Generator, Iterator
-from itertools import combinations
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -28,7 +27,7 @@ from ...errors import AcclimateError
 from ...kinds import DomainGeneralization
 from ...method import Setting
 from ...parts.certainty import entropy
-from ...parts.discrepancy import mean_and_covariance_gap
+from ...parts.discrepancy import mean_and_covariance_gap, over_pairs
 from ...parts.heads import HEADS, mlp
 
 ESTIMATORS = ("entropy", "discriminator", "cosine", "distance")
@@ -71,8 +70,8 @@ class Drm(DomainGeneralization):
         own = [learner.loss(head(rows), labels) for head, rows, labels in zip(learner.parts["heads"], parts, y, strict=True)]
         common = [learner.loss(learner.head(rows), labels) for rows, labels in zip(parts, y, strict=True)]
         loss = torch.stack(own + common).mean()
-        if self.invariance and len(parts) > 1:
-            loss = loss + self.invariance * torch.stack([mean_and_covariance_gap(a, b) for a, b in combinations(parts, 2)]).mean()
+        if self.invariance:
+            loss = loss + self.invariance * over_pairs(parts, mean_and_covariance_gap)
         if self.estimator == "discriminator":
             loss = loss + cross_entropy(learner.parts["discriminator"](z.detach()), domains.domain)
         elif self.estimator != "entropy":

@@ -16,12 +16,11 @@ domain meet those of the next in an order drawn anew, with one share per pair of
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-import torch
 from torch import Tensor
 
 from ...kinds import DomainGeneralization
 from ...method import Setting
-from ...parts.mixing import beta, paired
+from ...parts.mixing import beta, blend, paired
 
 
 class Mixup(DomainGeneralization):
@@ -33,7 +32,6 @@ class Mixup(DomainGeneralization):
         """Share x loss on the one label + rest x loss on the other, of the mixed rows."""
         other, starts = paired(domains.sizes, learner.generator)
         share = beta(self.alpha, len(domains.sizes), learner.generator)[starts].to(domains.x)  # [row]
-        wide = share.view(-1, *[1] * (domains.x.ndim - 1))
-        scores = learner(wide * domains.x + (1 - wide) * domains.x[other])
+        scores = learner(blend(domains.x, domains.x[other], share))
         one, two = (learner.loss(scores, y, each=True) for y in (domains.y, domains.y[other]))
-        yield torch.mean(share * one + (1 - share) * two)
+        yield blend(one, two, share).mean()

@@ -5,20 +5,18 @@ https://openaccess.thecvf.com/content_cvpr_2018/html/Li_Domain_Generalization_Wi
 A sum of Gaussian kernels over seven widths, as in DomainBed. Costs a square of the batch; an unlabelled target counts as one more domain.
 
 >>> import torch
->>> round(gap([torch.zeros(1, 1), torch.ones(1, 1)], [1.0]).item(), 4)  # 1 + 1 - 2 / e
+>>> round(over_pairs([torch.zeros(1, 1), torch.ones(1, 1)], lambda a, b: mmd(a, b, [1.0])).item(), 4)  # 1 + 1 - 2 / e
 1.2642
 """
 
-from collections.abc import Iterator, Sequence
-from itertools import combinations
+from collections.abc import Iterator
 from typing import Annotated, Any
 
-import torch
 from torch import Tensor
 
 from ...kinds import DomainGeneralization
 from ...method import Setting
-from ...parts.discrepancy import WIDTHS, mmd
+from ...parts.discrepancy import WIDTHS, mmd, over_pairs
 
 
 class Mmd(DomainGeneralization):
@@ -31,10 +29,4 @@ class Mmd(DomainGeneralization):
         """Loss on the labelled rows + weight x mean gap over pairs of domains."""
         z = learner.features(domains.x)
         parts = [*domains.split(z), *([learner.features(target.x)] if target else [])]
-        yield learner.loss(learner.head(z), domains.y) + self.weight * gap(parts, self.widths)
-
-
-def gap(parts: Sequence[Tensor], widths: Sequence[float]) -> Tensor:
-    """Mean squared kernel distance over pairs of domains; 0 for a single domain."""
-    gaps = [mmd(a, b, widths) for a, b in combinations(parts, 2)]
-    return torch.stack(gaps).mean() if gaps else parts[0].new_zeros(())
+        yield learner.loss(learner.head(z), domains.y) + self.weight * over_pairs(parts, lambda a, b: mmd(a, b, self.widths))
