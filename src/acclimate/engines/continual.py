@@ -111,6 +111,8 @@ def _restore(path: Path, learner: Learner, store: "_Store", done: Learned) -> No
 
 def _accuracy(method: Any, learner: Learner, pool: Pool, seen: list[int] | None) -> float:
     assert pool.y is not None
+    if seen is not None and not torch.isin(pool.y, torch.tensor(seen, device=pool.y.device)).any():
+        return 0.0  # none of the task's classes is a possible answer yet
     scores = predict(method, learner, pool.x)
     if seen is not None:
         hidden = torch.ones(scores.shape[1], dtype=torch.bool, device=scores.device).index_fill_(0, torch.tensor(seen), False)
