@@ -1,15 +1,12 @@
 """The shift and online engines, and the verb on top of them: bad input, games, players, choice of the model, streams."""
 
-import json
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from acclimate import shifts
 from acclimate.checks import _shifted
-from acclimate.domain.arrays import Arrays
 from acclimate.engines.online import Online, stream, streamed_accuracy
 from acclimate.engines.shift import Data, Learner, Pool, Sampler, Training, accuracy, fit
 from acclimate.engines.shift.games import RungeKutta
@@ -202,75 +199,6 @@ def test_streams_are_refused_when_empty_and_measured_as_they_come():
     assert found == pytest.approx(accuracy(ERM, learner, data.oracle))
     with pytest.raises(AcclimateError, match="no such weights"):
         Online(load("test_time.tent"), learner).predict(data.oracle.x[:4])
-
-
-# the verb
-
-
-@pytest.fixture
-def folders(tmp_path):
-    """Three domains of labelled text, of two classes; one more with a class of its own."""
-    words = {"good": "fine lovely great happy bright", "bad": "awful broken sad poor dull"}
-    made = []
-    for number, name in enumerate(("books", "films", "pans", "odd")):
-        draw = np.random.default_rng(number)
-        rows = []
-        for i in range(80):
-            label = ("good", "bad")[i % 2]
-            rows.append({"text": f"{name} {i}: " + " ".join(draw.choice(words[label].split(), 4)), "label": label})
-        if name == "odd":
-            rows += [{"text": f"neither {i} nor {i * i}", "label": "unsure"} for i in range(20)]
-        path = tmp_path / f"{name}.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        made.append(str(path))
-    return made
-
-
-def test_leaving_each_domain_out_gives_a_leaderboard(folders, tmp_path):
-    books, films, pans, odd = folders
-    training = {"steps": 40, "batch": 8}
-    found = shifts.shift(["erm", "shot"], [books, films, pans], training=training, out=tmp_path / "out")
-    assert len(found["rows"]) == 6
-    assert {row["target"] for row in found["rows"]} == {books, films, pans}
-    assert all(row["accuracy"] > 0.8 for row in found["rows"])
-    assert found["leaderboard"][0]["targets"] == 3
-    assert json.loads((tmp_path / "out" / "shift.json").read_text())["rows"] == found["rows"]
-    one = shifts.shift("coral", [books, films], pans, training=training)
-    assert one["rows"][0]["low"] <= one["rows"][0]["accuracy"] <= one["rows"][0]["high"]
-    with pytest.raises(AcclimateError, match="has the class 'unsure', which no source has"):
-        shifts.shift("erm", [books, films], odd, training=training)
-
-
-def test_names_that_nobody_knows(folders):
-    with pytest.raises(AcclimateError, match=r"no method 'dan'.*nearest: dann"):
-        shifts.shift("dan", folders[:2])
-    with pytest.raises(AcclimateError, match="at least two domains"):
-        shifts.shift("erm", folders[:1])
-    with pytest.raises(AcclimateError, match="no dataset has all of"):
-        shifts.shift("erm", ["boooks", "dvd"], "kitchen")
-
-
-def test_backbones_fit_the_rows():
-    for shape, name in (((5,), "Mlp"), ((9, 64), "SeriesNet"), ((1, 16, 16), "ConvNet")):
-        x = torch.rand(4, *shape)
-        learner = shifts.make_learner(x, ["a", "b"])
-        assert type(learner.featurizer).__name__ == name
-        assert learner(x).shape == (4, 2)
-    with pytest.raises(AcclimateError, match="no backbone is made for rows of the shape"):
-        shifts.make_learner(torch.rand(2, 3, 4, 5, 6), ["a"])
-
-
-def test_columns_are_standardised_by_the_sources_or_by_each():
-    parts = {}
-    for name, middle in (("a", 0.0), ("b", 10.0), ("t", 100.0)):
-        rows = Arrays(name, (middle + np.arange(8.0)[:, None]).astype(np.float32), np.arange(8) % 2, ["n", "y"])
-        parts[name] = {split: Pool.of(rows, name) for split in shifts.SPLITS}
-    each = shifts._scaled(parts, "t", "each")
-    assert all(abs(float(each[name]["train"].x.mean())) < 1e-5 for name in parts)
-    source = shifts._scaled(parts, "t", "source")
-    both = torch.cat([source["a"]["train"].x, source["b"]["train"].x])
-    assert abs(float(both.mean())) < 1e-5
-    assert float(source["t"]["train"].x.mean()) > 5
 
 
 def test_statistics_of_the_batch_are_mixed_with_those_of_the_source():

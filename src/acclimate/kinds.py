@@ -246,6 +246,7 @@ class TestTime(_Shift):
 
     room = "test_time"
     verb = "adapt"
+    online: ClassVar[dict[str, Any]] = {}  # the paper's training settings on the stream, where they are not those of ``training``
 
     @abstractmethod
     def adapt(self, learner: Any, x: "Tensor") -> Any:

@@ -9,10 +9,17 @@ from ..errors import AcclimateError
 from .common import Json, Out, app, emit, pairs
 
 
+def _numbers(seeds: str) -> list[int]:
+    try:
+        return [int(seed) for seed in seeds.split(",")]
+    except ValueError as error:
+        raise AcclimateError(f"--seeds {seeds!r} must be whole numbers with commas between") from error
+
+
 @app.command()
 def shift(
     method: Annotated[
-        str, typer.Option(help="methods of domain_adaptation and domain_generalization, with commas between: erm,coral,dann")
+        str, typer.Option(help="methods of adaptation, generalization, test time, active learning, with commas between: erm,dann,tent")
     ],
     sources: Annotated[str, typer.Option(help="labelled domains, with commas between: dataset/domain, folders, or bare names")],
     target: Annotated[str, typer.Option(help="the domain without labels; left out: each source is left out in turn")] = "",
@@ -21,24 +28,33 @@ def shift(
     training: Annotated[
         list[str] | None, typer.Option("--train", help="steps, batch, optimizer, lr, choose ... as name=value, repeated")
     ] = None,
-    backbone: Annotated[str, typer.Option(help="mlp, series, convnet; by the shape of the rows if empty")] = "",
-    encoder: Annotated[str, typer.Option(help="frozen encoder that makes vectors of text")] = "minilm",
+    plan: Annotated[
+        list[str] | None, typer.Option("--plan", help="test time: rows, lr, optimizer of the stream; active learning: rounds, share")
+    ] = None,
+    backbone: Annotated[str, typer.Option(help="mlp, series, convnet, text ...; by the shape of the rows if empty")] = "",
+    options: Annotated[list[str] | None, typer.Option("--backbone-set", help="settings of the backbone as name=value, repeated")] = None,
+    encoder: Annotated[str, typer.Option(help="encoder of text: frozen, or with --backbone text trained too")] = "minilm",
     scale: Annotated[str, typer.Option(help="auto, none, source or each: what columns are standardised by")] = "auto",
     head: Annotated[str, typer.Option(help="linear, cosine or weight_norm")] = "linear",
+    about: Annotated[
+        str, typer.Option(help="facts of the domains for methods that use them: names, or a JSON file {domain: numbers}")
+    ] = "",
     seeds: Annotated[str, typer.Option(help="seeds with commas between")] = "0",
+    workers: Annotated[int, typer.Option(min=1, help="processes that run side by side")] = 1,
+    keep: Annotated[bool, typer.Option("--keep", help="save every learner in OUT/models")] = False,
     out: Out = None,
     as_json: Json = False,
 ) -> None:
     """Train on some domains, measure on another: shift --method dann --sources books,dvd --target kitchen."""
+    from ..files import read_json
     from ..shifts import shift as run_shift
 
-    try:
-        numbers = [int(seed) for seed in seeds.split(",")]
-    except ValueError as error:
-        raise AcclimateError(f"--seeds {seeds!r} must be whole numbers with commas between") from error
+    facts = read_json(Path(about)) if about and about != "names" else about
     found = run_shift(
         method.split(","), sources.split(","), target, data=data, settings=dict(pairs(settings, "--set")),
-        training=dict(pairs(training, "--train")), backbone=backbone, encoder=encoder, scale=scale, head=head, seeds=numbers, out=out,
+        training=dict(pairs(training, "--train")), plan=dict(pairs(plan, "--plan")), backbone=backbone,
+        options=dict(pairs(options, "--backbone-set")), encoder=encoder, scale=scale, head=head, about=facts, seeds=_numbers(seeds),
+        out=out, keep=keep, workers=workers,
     )  # fmt: skip
     if as_json:
         emit(found)

@@ -91,6 +91,8 @@ class ArrayModel(Network):
         """Scores (or features) of two fixed rows of noise in fp32 [2, width]."""
         self.net.eval()
         rows = torch.rand(2, *self.featurizer.inputs, generator=torch.Generator().manual_seed(0))  # type: ignore[misc]
+        if ids := getattr(self.featurizer, "vocabulary", 0):  # rows of token ids
+            rows = (rows * ids).long()
         return self.net(rows.to(self.device)).float().cpu()
 
     def _write(self, folder: Path) -> None:

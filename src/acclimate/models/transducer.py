@@ -5,7 +5,6 @@ latter: relative positions (a fixed sinusoid is added instead) and its sizes; th
 Modules that adapters stand behind: ``encoder.blocks.<n>``, ``prediction`` and ``joint.input``, all of one width.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import AcclimateError, nearest
+from ..parts.positions import sinusoids
 from ..parts.speech import log_mel, mel_filters
 from ..parts.transducer import transducer_loss
 from .stored import Stored
@@ -117,7 +117,7 @@ class Encoder(nn.Module):
         for layer in (self.first, self.second):
             h = (h * real(frames, h.shape[1])[..., None]).mT
             h, frames = functional.silu(layer(h)).mT, (frames + 1) // 2
-        h = h + _sinusoid(h.shape[1], h.shape[2], h.device)
+        h = h + sinusoids(h.shape[1], h.shape[2], h.device)
         inside = real(frames, h.shape[1])
         for block in self.blocks:
             h = block(h, inside)
@@ -210,9 +210,3 @@ def _feed_forward(width: int, dropout: float) -> nn.Sequential:
 def real(lengths: Tensor, longest: int) -> Tensor:
     """Which places of padded rows are real [row, place]."""
     return torch.arange(longest, device=lengths.device) < lengths[:, None]
-
-
-def _sinusoid(length: int, width: int, device: torch.device) -> Tensor:
-    place = torch.arange(length, device=device)[:, None]
-    wave = place * torch.exp(torch.arange(0, width, 2, device=device) * (-math.log(10_000.0) / width))
-    return torch.stack([wave.sin(), wave.cos()], -1).flatten(1)[:, :width]

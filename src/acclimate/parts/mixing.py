@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import AcclimateError
+
 
 def beta(alpha: float, count: int, generator: torch.Generator) -> Tensor:
     """Shares drawn from Beta(alpha, alpha) [count]; 1 everywhere at alpha = 0 (nothing is mixed).
@@ -26,7 +28,13 @@ def blend(one: Tensor, other: Tensor, share: Tensor) -> Tensor:
 
     >>> blend(torch.ones(2, 1), torch.zeros(2, 1), torch.tensor([0.25, 1.0])).flatten().tolist()
     [0.25, 1.0]
+
+    Raises AcclimateError for rows of whole numbers, such as token ids: there is nothing between two of them.
     """
+    if not one.is_floating_point():
+        raise AcclimateError(
+            "this method mixes rows, but rows of whole numbers (token ids) cannot be mixed; use vectors of a frozen encoder"
+        )
     wide = share.view(-1, *[1] * (one.ndim - 1)).to(one)
     return wide * one + (1 - wide) * other
 

@@ -25,17 +25,19 @@ def mel_filters(bands: int, size: int, rate: int, low: float = 20.0) -> Tensor:
 
 
 def log_mel(wave: Tensor, filters: Tensor, rate: int, window: float = 0.025, step: float = 0.010) -> Tensor:
-    """Log energies of one recording [sample] in mel bands, mean 0 and deviation 1 in each band over the recording [frame, band].
+    """Log energies of recordings [..., sample] in mel bands, mean 0 and deviation 1 in each band over a recording [..., frame, band].
 
     window and step of a frame in seconds; a first difference (0.97) raises high notes before.
     """
     size = 2 * (len(filters) - 1)
-    wave = torch.cat([wave[:1], wave[1:] - 0.97 * wave[:-1]])
-    wave = torch.nn.functional.pad(wave, (0, max(0, size - len(wave))))
+    wave = torch.cat([wave[..., :1], wave[..., 1:] - 0.97 * wave[..., :-1]], -1)
+    wave = torch.nn.functional.pad(wave, (0, max(0, size - wave.shape[-1])))
     hann = torch.hann_window(round(window * rate), device=wave.device)
-    spectrum = torch.stft(wave, size, round(step * rate), len(hann), hann, center=True, pad_mode="constant", return_complex=True)
-    bands = (spectrum.abs().square().T @ filters).clamp(min=1e-6).log()
-    return (bands - bands.mean(0)) / (bands.std(0, correction=0) + 1e-3)
+    flat = wave.reshape(-1, wave.shape[-1])
+    spectrum = torch.stft(flat, size, round(step * rate), len(hann), hann, center=True, pad_mode="constant", return_complex=True)
+    bands = (spectrum.abs().square().mT @ filters).clamp(min=1e-6).log()
+    bands = (bands - bands.mean(1, keepdim=True)) / (bands.std(1, correction=0, keepdim=True) + 1e-3)
+    return bands.reshape(*wave.shape[:-1], *bands.shape[1:])
 
 
 def pitched(wave: Tensor, factor: float) -> Tensor:

@@ -1,0 +1,96 @@
+"""One method on one target: trained, and measured as its room measures."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor
+
+from ..engines import active
+from ..engines.online import Online, stream
+from ..engines.shift import Data, Learner, Pool, Training, fit, right
+from ..engines.shift.pools import whole
+from ..method import Setting, Settings, load
+from .domains import Scale
+
+Make = Callable[[int], Learner]  # seed -> learner
+
+
+@dataclass
+class Seen:
+    """What a run may see; the rows that it is measured on at the end; how the target's columns were standardised."""
+
+    data: Data
+    test: Pool
+    sources: list[Pool]
+    pool: Pool  # the target's training rows with labels: only active learning asks for some
+    scale: Scale | None = None
+
+
+@dataclass
+class Outcome:
+    """A learner, which test rows it got right [row], and what there is to tell of the run."""
+
+    learner: Learner
+    right: Tensor
+    told: dict[str, Any]
+
+
+class Stream(Settings):
+    """How a target comes in at test time."""
+
+    rows: Annotated[int, Setting("rows of the stream that come in at a time", 1)] = 64
+
+
+def plan_of(room: str) -> list[type[Settings]]:
+    """What a room takes beside training: the stream and its rates, the rounds of queries."""
+    kinds: dict[str, list[type[Settings]]] = {"test_time": [Stream, Training], "active_learning": [active.Rounds]}
+    return kinds.get(room, [])
+
+
+def run(method: Any, seen: Seen, make: Make, training: dict[str, Any], plan: dict[str, Any]) -> Outcome:
+    """Train a method on what it may see, with the training its paper names unless ``training`` says otherwise.
+
+    A source-free method starts from a model that its vendor (mostly ERM) trained on the sources. ``plan`` holds settings of plan_of.
+    """
+    own = Training(**{**method.training, **training})
+    if method.room == "test_time":
+        return _streamed(method, seen, make, own, plan)
+    learner, data = make(own.seed), seen.data
+    if method.room == "active_learning":
+        return _queried(method, seen, learner, own, plan)
+    if method.source_free():
+        fit(method.vendor(), learner, replace(data, target=None, oracle=None), Training(**training))
+        if method.fresh and data.target:
+            model, learner = learner, make(own.seed + 1)
+            method.adopt(learner, model, data.target.x)
+    elif "target" not in method.asked():
+        data = replace(data, target=None)
+    done = fit(method, learner, data, own)
+    return Outcome(learner, right(method, learner, seen.test), {"step": done.kept, "choice": done.choice})
+
+
+def _streamed(method: Any, seen: Seen, make: Make, training: Training, plan: dict[str, Any]) -> Outcome:
+    """A source model that meets the target's test rows once, in batches: right where it was right as they came."""
+    learner = make(training.seed)
+    done = fit(method, learner, replace(seen.data, target=None, oracle=None), training)
+    given = {**method.training, **method.online, "seed": training.seed, **plan}
+    batch = given.pop("rows", Stream().rows)
+    online = Online(method, learner, Training(**given), source=whole(seen.data.labelled))
+    hits = []
+    for x, y in stream(seen.test, batch, seed=training.seed):
+        assert y is not None
+        hits.append((online.predict(x).argmax(1) == y).float())
+    return Outcome(learner, torch.cat(hits), {"step": done.kept, "choice": done.choice, "updates": online.updates})
+
+
+def _queried(method: Any, seen: Seen, learner: Learner, training: Training, plan: dict[str, Any]) -> Outcome:
+    """A source model that asks for labels of the target's training rows, round after round."""
+    first = load("domain_generalization.erm")
+    fit(first, learner, replace(seen.data, target=None, oracle=None), Training(**{**training.values(), "choose": "source_validation"}))
+    rounds = active.Rounds(**{"warm": False, **plan})
+    asked = active.learn(method, learner, replace(seen.data, target=None), seen.pool, rounds, training, test=seen.test)
+    labels = sum(len(rows) for rows in asked.rows)
+    told = {"step": training.steps, "choice": "last", "labels": labels, "by_round": asked.accuracy}
+    return Outcome(learner, right(method, learner, seen.test), told)

@@ -1,0 +1,159 @@
+"""Domains by name as pools of rows that networks take: text as vectors of a frozen encoder or as its tokens, all else as it is."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import datasets
+from ..domain import Domain
+from ..domain.arrays import ArrayDomain, open_domain
+from ..engines.shift import Pool
+from ..errors import AcclimateError, nearest
+from ..files import atomic_file, cache_dir, digest
+from ..progress import say
+
+if TYPE_CHECKING:
+    from ..model import Model
+
+SCALES = ("auto", "none", "source", "each")
+SPLITS = ("train", "validation", "test")
+Parts = dict[str, Pool]
+
+
+@dataclass
+class Shifted:
+    """A domain as pools by split (train, validation, test) and its classes by number."""
+
+    parts: Parts
+    classes: list[str]
+    text: bool = False  # whether the rows were made of text
+
+    def numbered(self, classes: Sequence[str]) -> Parts:
+        """The pools with labels as numbers of these classes."""
+        table = torch.tensor([classes.index(c) for c in self.classes])
+        return {split: replace(pool, y=None if pool.y is None else table[pool.y]) for split, pool in self.parts.items()}
+
+
+def load_domains(wanted: Sequence[str], data: str = "", encoder: str = "minilm", tokens: int = 0) -> dict[str, Shifted]:
+    """Domains by name; one without held-out rows gives a fifth of its training rows.
+
+    Text becomes vectors of the frozen encoder, or with ``tokens`` that many token ids per text, for an encoder that learns too.
+
+    Raises AcclimateError for names nobody knows and domains without labels.
+    """
+    found = {}
+    for name, ref in zip(wanted, _refs(wanted, data), strict=True):
+        domain = open_domain(name, ref)
+        if isinstance(domain, ArrayDomain):
+            parts, classes = {split: Pool.of(rows, name) for split, rows in domain.splits.items()}, list(domain.classes)
+        else:
+            parts, classes = _text_pools(domain, name, encoder, tokens)
+        found[name] = Shifted(_held_out(parts, name), classes, not isinstance(domain, ArrayDomain))
+    return found
+
+
+def _refs(wanted: Sequence[str], data: str) -> list[str]:
+    if data:
+        return [f"{data}/{name}" for name in wanted]
+    bare = [name for name in wanted if "/" not in name and not Path(name).expanduser().exists()]
+    if not bare:
+        return list(wanted)
+    fitting = [each for each in datasets.names() if {*bare} <= {*datasets.domains(each)}]
+    if not fitting:
+        known = [f"{each}/{domain}" for each in datasets.names() for domain in datasets.domains(each)]
+        raise AcclimateError(f"no dataset has all of {', '.join(bare)}{nearest(bare[0], known)}; write dataset/domain, or name --data")
+    if len(fitting) > 1:
+        raise AcclimateError(f"{', '.join(fitting)} all have {', '.join(bare)}; say which with --data")
+    say(f"{', '.join(bare)}: domains of {fitting[0]}")
+    return [f"{fitting[0]}/{name}" if name in bare else name for name in wanted]
+
+
+def _text_pools(domain: Domain, name: str, encoder: str, tokens: int) -> tuple[Parts, list[str]]:
+    if domain.form != "labelled":
+        raise AcclimateError(f"domain {name!r} has no labels ({domain.form}); shift needs labelled rows, for the target to be measured by")
+    labels = {split: [str(row) for row in domain.rows(split)["label"]] for split in domain.splits}
+    classes = sorted({label for each in labels.values() for label in each})
+    parts = {}
+    for split, own in labels.items():
+        if own:
+            texts = domain.rows(split)["text"]
+            x = token_rows(texts, encoder, tokens) if tokens else encoded(texts, encoder)
+            parts[split] = Pool(name, x, torch.tensor([classes.index(label) for label in own]))
+    return parts, classes
+
+
+def encoded(texts: Sequence[str], encoder: str = "minilm") -> Tensor:
+    """Vectors of texts by a frozen encoder [text, width], kept in the cache by their content."""
+    from ..engines.embed import Encoder
+
+    model = _encoder(encoder)
+    return kept([model.fingerprint, list(texts)], lambda: Encoder(model).encode(list(texts)))
+
+
+def token_rows(texts: Sequence[str], encoder: str, length: int) -> Tensor:
+    """Token ids of texts, cut or padded to one length [text, length]."""
+    tokenizer = _encoder(encoder).tokenizer
+    made = tokenizer(list(texts), truncation=True, max_length=length, padding="max_length", return_tensors="pt")
+    return made["input_ids"]
+
+
+def kept(key: Any, make: Callable[[], Tensor]) -> Tensor:
+    """A tensor that is made once and then read from the cache, by what identifies it."""
+    from safetensors.torch import load_file, save_file
+
+    path = cache_dir("vectors") / f"{digest(key)}.safetensors"
+    if not path.is_file():
+        made = make().contiguous()
+        with atomic_file(path) as temporary:
+            save_file({"x": made}, temporary)
+    return load_file(path)["x"]
+
+
+@lru_cache(maxsize=1)
+def _encoder(ref: str) -> "Model":
+    from ..model import Model
+
+    return Model.load(ref, kind="encoder")
+
+
+def _held_out(parts: Parts, name: str) -> Parts:
+    """Train, validation and test; a fifth of the training rows, always the same, stands in for a split that is missing."""
+    if "train" not in parts:
+        raise AcclimateError(f"domain {name!r} has no training rows")
+    found = dict(parts)
+    for number, split in enumerate(("test", "validation")):
+        if split not in found:
+            pool = found["train"]
+            order = np.random.default_rng(number).permutation(len(pool))
+            cut = max(1, len(pool) // 5)
+            found[split], found["train"] = pool.select(np.sort(order[:cut])), pool.select(np.sort(order[cut:]))
+    return {split: found[split] for split in SPLITS}
+
+
+Scale = tuple[Tensor, Tensor]  # what is taken off each column, and what it is divided by
+
+
+def scaled(every: dict[str, Parts], target: str, scale: str) -> tuple[dict[str, Parts], Scale | None]:
+    """Domains with standardised columns, and how the target's were; by the sources' training rows, or each domain by its own."""
+    sample = next(iter(every.values()))["train"].x
+    how = ("source" if sample.ndim == 2 else "none") if scale == "auto" else scale
+    if how == "none" or not sample.is_floating_point():
+        return every, None
+    pooled = torch.cat([parts["train"].x for key, parts in every.items() if key != target])
+    by = {key: _moments(parts["train"].x if how == "each" else pooled) for key, parts in every.items()}
+    found = {
+        key: {split: replace(pool, x=(pool.x - by[key][0]) / by[key][1]) for split, pool in parts.items()} for key, parts in every.items()
+    }
+    return found, by[target]
+
+
+def _moments(rows: Tensor) -> Scale:
+    over = [0, *range(2, rows.ndim)]
+    mean, width = rows.mean(over, keepdim=True), rows.std(over, keepdim=True, unbiased=False)
+    return mean, torch.where(width > 1e-8, width, torch.ones_like(width))  # a column that never changes stays as it is

@@ -1,0 +1,272 @@
+"""``shift``: methods x targets x seeds on domains that differ, with intervals and a leaderboard; what is done already is read back."""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..engines.shift import Data, right
+from ..errors import AcclimateError, nearest
+from ..files import digest, read_json, write_json
+from ..method import find, names
+from ..parts.statistics import mean_interval
+from ..progress import bar, say
+from .adapted import Adapted, make_learner
+from .arms import Seen, plan_of, run
+from .domains import SCALES, Shifted, encoded, load_domains, scaled
+from .leaderboard import leaderboard
+
+ROOMS = ("domain_generalization", "domain_adaptation", "test_time", "active_learning")
+TOKENS = 128  # of a text, for an encoder that learns
+Run = tuple[str, int, str]  # target, seed, method
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the runs of a sweep are made; the same options give the same figures."""
+
+    wanted: tuple[str, ...]
+    data: str = ""
+    encoder: str = "minilm"
+    backbone: str = ""
+    options: dict[str, Any] = field(default_factory=dict)  # the backbone's settings
+    head: str = "linear"
+    scale: str = "auto"
+    settings: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    plan: dict[str, Any] = field(default_factory=dict)
+    about: dict[str, list[float]] | str = ""
+
+    @property
+    def tokens(self) -> int:
+        """Token ids of a text, where its encoder learns; 0 where the encoder is frozen."""
+        return int(self.options.get("tokens", TOKENS)) if self.backbone == "text" else 0
+
+
+def shift(
+    methods: str | Sequence[str],
+    sources: Sequence[str],
+    target: str = "",
+    *,
+    data: str = "",
+    settings: dict[str, Any] | None = None,
+    training: dict[str, Any] | None = None,
+    plan: dict[str, Any] | None = None,
+    backbone: str = "",
+    options: dict[str, Any] | None = None,
+    encoder: str = "minilm",
+    scale: str = "auto",
+    head: str = "linear",
+    about: dict[str, list[float]] | str = "",
+    seeds: Sequence[int] = (0,),
+    out: str | Path | None = None,
+    keep: bool = False,
+    workers: int = 1,
+) -> dict[str, Any]:
+    """Train methods on ``sources`` and measure them on ``target``; without a target each source is left out in turn.
+
+    Args:
+        methods: ``dann`` or ``domain_adaptation.dann``, one or several, of adaptation, generalization, test time and active learning.
+            Source-free ones start from a model that ERM trained; at test time the target's test rows come in as a stream; active ones
+            start from a model of the sources and ask for labels of the target's training rows.
+        sources: domains: ``fdu_mtl/books``, folders or files; bare names where ``data`` names the dataset, or one dataset has them all.
+        settings: of the methods, where all of them know it; ``training``: of the engine (engines.shift Training).
+        plan: at test time the stream's ``batch`` and its own training settings; for active learning ``rounds`` and ``share``.
+        backbone: featurizer: a module of ``models/`` (mlp, convnet, resnet, series, text ...); by the shape of the rows if empty.
+            ``options`` are its settings.
+        encoder: encoder of text: frozen, it makes vectors; with ``backbone="text"`` it learns too.
+        scale: ``source`` standardises columns by the sources' training rows, ``each`` every domain by its own, ``none`` leaves them;
+            ``auto`` is ``source`` for tables and vectors, ``none`` for all else.
+        about: facts of each domain, {name: numbers}, for methods that use them; "names" takes vectors of the domains' names.
+        keep: save every learner in ``out``/models/<method>/<target>/<seed>, for ``Adapted.load``.
+        workers: processes that run side by side.
+
+    Returns rows [{method, target, seed, accuracy, low, high, rows, source_accuracy, seconds, step, choice}], a leaderboard
+    [{method, mean, ci95, seconds, targets}] best first, and what was used. With ``out`` the same is written to ``shift.json`` as it goes,
+    and runs that stand there already, made with the same options, are not made again.
+
+    Raises AcclimateError with one line for a class of the target that no source has, a domain without labels, and what fit raises.
+    """
+    made = [_named(name, settings or {}, plan or {}) for name in ([methods] if isinstance(methods, str) else methods)]
+    wanted = tuple([*sources, *([target] if target else [])])
+    if len(wanted) < 2:
+        raise AcclimateError("shift needs at least two domains: sources and a target, or several sources that are left out in turn")
+    if scale not in SCALES:
+        raise AcclimateError(f"scale = {scale!r}{nearest(scale, SCALES)}")
+    if keep and not out:
+        raise AcclimateError("learners are kept in a folder; name it with out")
+    used = (wanted, data, encoder, backbone, options or {}, head, scale, settings or {}, training or {}, plan or {}, about)
+    sweep = _Sweep(Options(*used))
+    folder = Path(out) if out else None
+    targets = [wanted[-1]] if target else list(sources)
+    runs = list(product(targets, seeds, made))
+    found = _done(folder, sweep.options, runs)
+    if folder:
+        say(f"results go to {folder / 'shift.json'}" + (f" ({len(found)} of {len(runs)} runs stand there)" if found else ""))
+    result: dict[str, Any] = {}
+    left = [each for each in runs if each not in found]
+    kept = str(folder / "models") if keep and folder else ""
+    with bar(what="methods x targets x seeds", total=len(runs), unit="run") as shown, _made(sweep, left, kept, workers) as rows:
+        shown.update(len(found))
+        for key, row in rows:
+            found[key] = row
+            result = _result(found, runs, sources, sweep.options)
+            if folder:
+                write_json(folder / "shift.json", result)
+            shown.update(1)
+    return result or _result(found, runs, sources, sweep.options)
+
+
+def _result(found: dict[Run, dict[str, Any]], runs: Sequence[Run], sources: Sequence[str], options: Options) -> dict[str, Any]:
+    rows = [found[key] for key in runs if key in found]
+    used = {"sources": list(sources), "encoder": options.encoder, "training": options.training, "options": _key(options)}
+    return {"rows": rows, "leaderboard": leaderboard(rows), **used}
+
+
+def _key(options: Options) -> str:
+    return digest(asdict(options))
+
+
+def _done(folder: Path | None, options: Options, runs: Sequence[Run]) -> dict[Run, dict[str, Any]]:
+    """Runs that an earlier call wrote with the same options."""
+    if folder is None or not (folder / "shift.json").is_file():
+        return {}
+    told = read_json(folder / "shift.json")
+    if told.get("options") != _key(options):
+        raise AcclimateError(f"{folder}/shift.json holds a sweep with other options; remove it, or choose another folder")
+    rows = {(row["target"], row["seed"], row["method"]): row for row in told["rows"]}
+    return {key: row for key, row in rows.items() if key in runs}
+
+
+def _named(name: str, settings: dict[str, Any], plan: dict[str, Any]) -> str:
+    """A method's full name; its settings and its plan are known."""
+    known = [full for room in ROOMS for full in names(room)]
+    full = name if "." in name else next((each for each in known if each.partition(".")[2] == name), "")
+    if full not in known:
+        short = [each.partition(".")[2] for each in known]
+        raise AcclimateError(f"no method {name!r} of {', '.join(ROOMS)}{nearest(name, [*known, *short])}")
+    cls: Any = find(full)
+    cls(**settings)
+    allowed = [key for kind in plan_of(cls.room) for key in kind.settings()]
+    if unknown := [key for key in plan if key not in allowed]:
+        raise AcclimateError(f"{full} takes no {unknown[0]!r} in its plan{nearest(unknown[0], allowed)}")
+    return full
+
+
+# runs
+
+
+@contextmanager
+def _made(sweep: "_Sweep", runs: Sequence[Run], kept: str, workers: int) -> Iterator[Iterator[tuple[Run, dict[str, Any]]]]:
+    """Rows of runs as they are made, in order: here, or by processes of their own that share the cores."""
+    workers = min(workers, len(runs))
+    if workers < 2:
+        yield ((key, sweep.one(key, kept)) for key in runs)
+        return
+    _ = sweep.domains  # checked here, and text encoded once
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    with ProcessPoolExecutor(workers, get_context("spawn"), _start, (sweep.options, threads)) as pool:
+        try:
+            yield zip(runs, pool.map(partial(_work, kept=kept), runs), strict=True)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+_here: "list[_Sweep]" = []  # of a worker process
+
+
+def _start(options: Options, threads: int) -> None:
+    os.environ["ACCLIMATE_QUIET"] = "1"
+    torch.set_num_threads(threads)
+    _here[:] = [_Sweep(options)]
+
+
+def _work(key: Run, kept: str) -> dict[str, Any]:
+    return _here[0].one(key, kept)
+
+
+class _Sweep:
+    def __init__(self, options: Options):
+        self.options = options
+        self.seen: dict[str, Seen] = {}
+
+    @cached_property
+    def domains(self) -> dict[str, Shifted]:
+        options = self.options
+        return load_domains(options.wanted, options.data, options.encoder, options.tokens)
+
+    def visible(self, target: str) -> Seen:
+        """What is seen where one domain is the target; of the last target only, so that memory does not grow with them."""
+        if target not in self.seen:
+            self.seen = {target: _visible(self.domains, target, self.options.scale, self._facts())}
+        return self.seen[target]
+
+    def one(self, key: Run, kept: str = "") -> dict[str, Any]:
+        """The row of one run."""
+        target, seed, name = key
+        options, seen = self.options, self.visible(target)
+        method: Any = find(name)(**options.settings)
+        own = {key: value for key, value in options.options.items() if key != "tokens"}
+        if options.backbone == "text":
+            own |= {"encoder": options.encoder}
+        make = partial(make_learner, seen.test.x, seen.data.classes, options.backbone, options.head, options=own)
+        started = time.perf_counter()
+        made = run(method, seen, make, {**options.training, "seed": seed}, options.plan)
+        seconds = time.perf_counter() - started
+        accuracy, low, high = mean_interval(made.right.numpy())
+        sources = float(np.mean([float(right(method, made.learner, pool).mean()) for pool in seen.sources]))
+        if kept:
+            text = options.encoder if self.domains[target].text else ""
+            adapted = Adapted(method, made.learner, target, options.head, text, options.tokens, seen.scale)
+            adapted.save(Path(kept) / name / target.strip("/").replace("/", "-") / str(seed))
+        return {
+            "method": name, "target": target, "seed": seed, "accuracy": accuracy, "low": low, "high": high, "rows": len(seen.test),
+            "source_accuracy": sources, "seconds": seconds, **made.told,
+        }  # fmt: skip
+
+    def _facts(self) -> dict[str, Tensor]:
+        about, wanted = self.options.about, self.options.wanted
+        if not about:
+            return {}
+        if about == "names":
+            return dict(
+                zip(wanted, encoded([name.replace("_", " ").replace("/", " ") for name in wanted], self.options.encoder), strict=True)
+            )
+        if isinstance(about, str):
+            raise AcclimateError(f"about = {about!r}, but must be 'names' or facts of each domain, {{name: numbers}}")
+        if missing := [name for name in wanted if name not in about]:
+            raise AcclimateError(f"about has no facts of {missing[0]!r}; it has: {', '.join(about)}")
+        return {name: torch.tensor(about[name], dtype=torch.float32) for name in wanted}
+
+
+def _visible(every: dict[str, Shifted], name: str, scale: str, facts: dict[str, Tensor]) -> Seen:
+    """One domain as the target, all others as sources."""
+    classes = list(dict.fromkeys(c for key, domain in every.items() if key != name for c in domain.classes))
+    if new := [c for c in every[name].classes if c not in classes]:
+        raise AcclimateError(
+            f"target {name!r} has the class {new[0]!r}, which no source has; leave its rows out, or use a method for open classes"
+        )
+    for key, domain in every.items():
+        if missing := [c for c in classes if c not in domain.classes]:
+            say(f"domain {key!r} has no rows of {len(missing)} of {len(classes)} classes, e.g. {missing[0]!r}")
+    parts, used = scaled({key: domain.numbered(classes) for key, domain in every.items()}, name, scale)
+    for key, fact in facts.items():
+        parts[key] = {split: replace(pool, about=fact) for split, pool in parts[key].items()}
+    own, sources = parts[name], [own for key, own in parts.items() if key != name]
+    data = Data(
+        [each["train"] for each in sources], own["train"].unlabelled(), [each["validation"] for each in sources], classes,
+        oracle=own["validation"],
+    )  # fmt: skip
+    return Seen(data, own["test"], [each["test"] for each in sources], own["train"], used)
