@@ -5,7 +5,8 @@ task's test rows are measured, with the classes that have been seen so far as po
 final accuracy, forgetting, backward and forward transfer (parts/continual.py).
 """
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -64,11 +65,17 @@ def learn(
     training: Training | None = None,
     memory: Memory | None = None,
     *,
+    arrivals: Mapping[int, Learner] | None = None,
+    watch: Callable[[Task, Learner], None] | None = None,
     folder: Path | None = None,
 ) -> Learned:
     """Learn the tasks in order. In ``folder`` a killed run goes on at the task and step where it was.
 
-    Raises AcclimateError for a stream without tasks, a method that needs a memory where none is kept, and classes beyond the learner's.
+    ``arrivals`` are better networks by the number of the task that begins with them: featurizer, parts and what it remembers come from
+    there, the head stays. ``watch`` sees the learner after every task.
+
+    Raises AcclimateError for a stream without tasks, a method that needs a memory where none is kept, classes beyond the learner's, and
+    an arrival that does not fit.
     """
     if not tasks:
         raise AcclimateError("the stream has no task")
@@ -80,9 +87,14 @@ def learn(
     for task in bar(tasks, method.name, unit="task"):
         if task.classes and max(task.classes) >= learner.classes:
             raise AcclimateError(f"task {task.name!r} has class {max(task.classes)}, but the learner only {learner.classes} classes")
+        if arrivals and task.number in arrivals:
+            _replace(learner, arrivals[task.number], task)
+            add_parts(method, learner, training.seed)
         path = folder / f"task-{task.number}.pt" if folder else None
         if path and path.is_file():
             _restore(path, learner, store, done)
+            if watch:
+                watch(task, learner)
             continue
         with seeded(training.seed + 1000 * task.number, learner):
             method.before(learner, task)
@@ -99,7 +111,19 @@ def learn(
             with atomic_file(path) as temporary:
                 state = {"weights": learner.state_dict(), "memory": learner.memory, "rows": store.rows, "done": vars(done)}
                 torch.save(state, temporary)
+        if watch:
+            watch(task, learner)
     return done
+
+
+def _replace(learner: Learner, arrival: Learner, task: Task) -> None:
+    if arrival.width != learner.width:
+        raise AcclimateError(
+            f"the network that arrives at task {task.name!r} has {arrival.width} features, but the head takes {learner.width}; "
+            "give it features of as many columns"
+        )
+    learner.featurizer, learner.parts = copy.deepcopy(arrival.featurizer), copy.deepcopy(arrival.parts)
+    learner.memory |= copy.deepcopy(arrival.memory)
 
 
 def _restore(path: Path, learner: Learner, store: "_Store", done: Learned) -> None:

@@ -3,7 +3,8 @@
 Kirkpatrick et al. 2017, equation 3 (EWC), https://arxiv.org/abs/1612.00796; Schwarz et al. 2018, section 4 (one sum that fades, online
 EWC), https://arxiv.org/abs/1805.06370; Mallya & Lazebnik 2018 (PackNet), https://arxiv.org/abs/1711.05769; Lopez-Paz & Ranzato 2017,
 section 2 (success matrix, backward transfer), https://arxiv.org/abs/1706.08840; forward transfer as in Liu et al. 2023,
-https://arxiv.org/abs/2310.05905; Chaudhry et al. 2018 (forgetting), https://arxiv.org/abs/1801.10112"""
+https://arxiv.org/abs/2310.05905; Chaudhry et al. 2018 (forgetting), https://arxiv.org/abs/1801.10112; Biondi et al. 2024 (queries of a
+later network in an earlier one's gallery), https://arxiv.org/abs/2405.02581"""
 
 from collections.abc import Mapping
 
@@ -107,6 +108,28 @@ def fisher(net: torch.nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
     return {name: torch.stack([part[name].square().sum(0) for part in taken]).sum(0) / len(x) for name in learned}
 
 
+def over_the_stream(matrix: ArrayLike) -> dict[str, float]:
+    """Mean success on the domain at hand (TDA), on those still to come (TDG), on those that went by (FA), and the mean of the three (All).
+
+    matrix [domain learned last, measured]; the first domain, which has labels, is not counted as the one at hand. Of TDG and FA the mean
+    is taken after each domain, then over the stream. Liu et al. 2023, https://arxiv.org/abs/2301.10418
+
+    >>> found = over_the_stream([[0.9, 0.4, 0.2], [0.8, 0.6, 0.5], [0.7, 0.5, 0.6]])
+    >>> {name: round(value, 3) for name, value in found.items()}  # (0.6 + 0.6) / 2, (0.3 + 0.5) / 2, (0.8 + 0.6) / 2
+    {'TDA': 0.6, 'TDG': 0.4, 'FA': 0.7, 'All': 0.567}
+    """
+    held = _measured(matrix, diagonal=True, last=True)
+    count = len(held)
+    if count < 2:
+        raise AcclimateError("a stream needs at least two domains")
+    found = {
+        "TDA": np.mean(np.diag(held)[1:]),
+        "TDG": np.mean([held[task, task + 1 :].mean() for task in range(count - 1)]),
+        "FA": np.mean([held[task, :task].mean() for task in range(1, count)]),
+    }
+    return {**{name: float(value) for name, value in found.items()}, "All": float(np.mean(list(found.values())))}
+
+
 def final_success(matrix: ArrayLike) -> float:
     """Mean success on all tasks at the end.
 
@@ -114,6 +137,31 @@ def final_success(matrix: ArrayLike) -> float:
     0.4
     """
     return float(np.mean(_measured(matrix, last=True)[-1]))
+
+
+def compatibility(matrix: ArrayLike) -> float:
+    """Share of pairs in which a later network's queries find more in an earlier gallery than that gallery's own network did (AC).
+
+    matrix [network that asks, network that indexed]; what lies above the diagonal is not looked at.
+
+    >>> compatibility([[0.5, 0.0, 0.0], [0.6, 0.6, 0.0], [0.4, 0.7, 0.8]])  # 0.6 > 0.5 and 0.7 > 0.6, but 0.4 < 0.5
+    0.6666666666666666
+    """
+    held = _measured(matrix, diagonal=True, last=True)
+    later, earlier = np.tril_indices(len(held), -1)
+    if not len(later):
+        raise AcclimateError("compatibility needs at least two networks")
+    return float(np.mean(held[later, earlier] > held[earlier, earlier]))
+
+
+def average_success(matrix: ArrayLike) -> float:
+    """Mean over networks that ask and galleries that are not newer (AA).
+
+    >>> round(average_success([[0.5, 0.0], [0.6, 0.7]]), 4)  # (0.5 + 0.6 + 0.7) / 3
+    0.6
+    """
+    held = _measured(matrix, diagonal=True, last=True)
+    return float(np.mean(held[np.tril_indices(len(held))]))
 
 
 def _measured(matrix: ArrayLike, *, diagonal: bool = False, last: bool = False) -> np.ndarray:
