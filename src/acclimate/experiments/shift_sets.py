@@ -1,7 +1,7 @@
 """What experiments under shift share: digits, reviews and objects as pools, cut into rows to learn from, to choose by, to test on."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -103,6 +103,17 @@ def made_up(name: str, shape: Sequence[int], classes: int, number: int, rows: in
     y = torch.arange(3 * rows) % classes
     x = patterns[y] + 0.1 * number + 0.1 * torch.rand(3 * rows, *shape, generator=draw.manual_seed(number))
     return Cut.of(name, x, y, [str(label) for label in range(classes)], (rows, rows, rows), number)
+
+
+def centred(*cuts: Cut) -> list[Cut]:
+    """The same images less the mean of each channel over what may be learned from in all of these domains."""
+    import torch
+
+    mean = torch.cat([cut.train.x for cut in cuts]).mean((0, 2, 3), keepdim=True)
+    return [
+        replace(cut, **{part: replace(getattr(cut, part), x=getattr(cut, part).x - mean) for part in ("train", "validation", "test")})
+        for cut in cuts
+    ]
 
 
 def gathered(sources: Sequence[Cut], target: Cut | None = None) -> "Data":

@@ -4,6 +4,7 @@ from .alone import alone
 from .learner import Learner, Place
 from .loop import Fitted, Training, accuracy, fit, predict, right
 from .pools import Batch, Data, Pool, Sampler, whole
+from .reverse import reverse_risk
 
 __all__ = [
     "Batch",
@@ -18,6 +19,7 @@ __all__ = [
     "alone",
     "fit",
     "predict",
+    "reverse_risk",
     "right",
     "whole",
 ]

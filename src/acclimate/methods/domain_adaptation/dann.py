@@ -3,7 +3,11 @@
 Ganin et al. 2016, equations 9 to 18, https://arxiv.org/abs/1505.07818; first as Ganin & Lempitsky 2015, https://arxiv.org/abs/1409.7495
 The reference among adversarial methods. Of little use where classes have other shares in the target. The reversal's strength rises for the
 encoder alone; the domain head learns at full rate (``scaled`` gives it the paper's other form). ``domains`` = "all" tells every domain
-from every other, which also works without a target (generalization). The shallow form is a featurizer of one sigmoid layer.
+from every other, which also works without a target (generalization).
+The shallow form (equation 9, algorithm 1) is a featurizer of one sigmoid layer (models/mlp) with ``hidden`` = (), ``gamma`` = 0 and
+``scaled``; as the domain loss is here the mean over all rows, and there the sum of two means, ``peak`` is twice its lambda. Settings are
+chosen without labels of the target by ``engines.shift.reverse_risk``; ``parts.discrepancy.proxy_a_distance`` of features before and after,
+and ``domain_error`` in training, tell whether the domains came nearer.
 
 >>> import torch
 >>> from acclimate.engines.shift import Batch, Learner
@@ -54,6 +58,15 @@ class Dann(DomainAdaptation):
         turned = reverse(every, 1.0 if self.scaled else strength)
         told = self._told(learner.parts["domain"](turned), source, target)
         yield learner.loss(learner.head(z), source.y) + (strength if self.scaled else 1.0) * told
+
+    @torch.no_grad()
+    def domain_error(self, learner: Any, source: Tensor, target: Tensor) -> float:
+        """How often the domain head takes rows of one for rows of the other, each domain counting half: 0.5 where it cannot tell."""
+        if self.domains != "two":
+            raise AcclimateError('domain_error tells source from target, but this head tells all domains apart; set domains = "two"')
+        head = learner.parts["domain"]
+        wrong = [(head(learner.outputs(x)[0])[:, 0] > 0) != side for side, x in enumerate((source, target))]
+        return float(sum(each.float().mean() for each in wrong) / 2)
 
     def _told(self, scores: Tensor, source: Any, target: Any) -> Tensor:
         if self.domains == "all":
