@@ -97,6 +97,7 @@ def _driven(method: Any, made: Learner, x: Tensor, first: bool = True, filled: b
     losses: list[float] = []
     with seeded(0, made):
         if first and not made.parts:
+            made.sample = x[:1]
             made.parts.update({name: part.to(x.dtype) for name, part in method.build(made).items()})
             if filled:
                 tiny.fill(weight for weight in made.parts.parameters() if weight.requires_grad)

@@ -34,6 +34,8 @@ class Online:
     def __init__(self, method: Any, learner: Learner, training: Training | None = None, *, source: Batch | None = None):
         self.method, self.learner = method, learner
         self.training = training or Training(**{**method.training, **getattr(method, "online", {})})
+        if source is not None and learner.sample is None:
+            learner.sample = source.x[:1]
         add_parts(method, learner, self.training.seed)
         with seeded(self.training.seed, learner):
             method.begin(learner, source, None)

@@ -19,12 +19,29 @@ def stages(net: nn.Module, most: int = 5) -> list[str]:
     ['0', '2']
     """
     units = list(_units(net)) or [("", net)]
-    starts = [place for place, (_, unit) in enumerate(units) if any(weight.ndim > 1 for weight in unit.parameters())]
+    starts = _starts(units)
     if not starts:
         return [units[-1][0]]
-    ends = sorted({starts[0], *(start - 1 for start in starts[1:])})
-    chosen = np.unique(np.linspace(0, len(ends) - 1, min(most, len(ends))).round().astype(int))
-    return [units[ends[place]][0] for place in chosen]
+    return _spread(units, sorted({starts[0], *(start - 1 for start in starts[1:])}), most)
+
+
+def ends(net: nn.Module, most: int = 4) -> list[str]:
+    """Layers by name: the last of each stage, the last stage too; ``most`` of them, spread evenly.
+
+    >>> ends(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU()))
+    ['2', '4']
+    """
+    units = list(_units(net)) or [("", net)]
+    return _spread(units, [*(start - 1 for start in _starts(units)[1:]), len(units) - 1], most)
+
+
+def _starts(units: Sequence[tuple[str, nn.Module]]) -> list[int]:
+    return [place for place, (_, unit) in enumerate(units) if any(weight.ndim > 1 for weight in unit.parameters())]
+
+
+def _spread(units: Sequence[tuple[str, nn.Module]], places: Sequence[int], most: int) -> list[str]:
+    chosen = np.unique(np.linspace(0, len(places) - 1, min(most, len(places))).round().astype(int))
+    return [units[places[place]][0] for place in chosen]
 
 
 def _units(net: nn.Module, before: str = "") -> Iterator[tuple[str, nn.Module]]:
