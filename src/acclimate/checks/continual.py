@@ -9,7 +9,7 @@ import torch
 from ..engines.continual import Learned, Memory, class_stream, domain_stream, learn
 from ..engines.shift import Data, Learner, fit
 from ..kinds import Continual
-from ..method import load
+from ..method import arguments, load
 from . import _shifted
 from ._shifted import example, reference_number
 from .common import expect
@@ -23,7 +23,10 @@ def words_known(cls: type[Continual]) -> None:
 
 
 def streams(cls: type[Continual]) -> None:
-    """It learns domains and classes one after another, on rows of numbers and on images; figures are shares, weights finite."""
+    """It learns domains and classes one after another, on rows of numbers and on images; figures are shares, weights finite.
+
+    Where it can learn without labels, only the first domain has some.
+    """
     for name in _shifted.MODALITIES:
         made, done = _learned(cls, name)
         expect(len(done.matrix) == 3 and all(0 <= v <= 1 for row in done.matrix for v in row), f"the matrix of {name} is {done.matrix}")
@@ -61,4 +64,5 @@ def _learned(cls: type[Continual], modality: str, *, folder: Path | None = None,
     if dies:
         _shifted.killed(method, dies)
     training = _shifted.training(method, steps=6, checkpoints=2)
-    return made, learn(method, made, domain_stream([(pool, pool) for pool in pools]), training, Memory(per_class=4), folder=folder)
+    tasks = domain_stream([(pool, pool) for pool in pools], labelled=1 if "target" in arguments(cls, "step") else None)
+    return made, learn(method, made, tasks, training, Memory(per_class=4), folder=folder)

@@ -2,7 +2,8 @@
 
 A task's rows are seen while it lasts and never again, but for those that the memory keeps (word ``replay``). After every task each
 task's test rows are measured, with the classes that have been seen so far as possible answers; the matrix [learned last, measured] gives
-final accuracy, forgetting, backward and forward transfer (parts/continual.py).
+final accuracy, forgetting, backward and forward transfer (parts/continual.py). Rows of a task without labels come as word ``target``
+instead of ``domains``, and are kept under the labels that the method itself gives them.
 """
 
 import copy
@@ -100,10 +101,12 @@ def learn(
             method.before(learner, task)
         own = Training(**{**training.values(), "seed": training.seed + 1000 * task.number, "choose": "last"})
         replay = store.pool()
-        fit(method, learner, Data([task.train], replay=replay), own, folder=folder / f"task-{task.number}" if folder else None)
+        given = {"target": task.train} if task.train.y is None else {"labelled": [task.train]}
+        data = Data(**given, replay=replay)
+        fit(method, learner, data, own, folder=folder / f"task-{task.number}" if folder else None)
         with seeded(training.seed + 1000 * task.number + 1, learner):
             method.after(learner, task)
-        store.add(task, learner)
+        store.add(task, learner, task.train.y if task.train.y is not None else predict(method, learner, task.train.x).argmax(1))
         seen = sorted({c for each in tasks[: task.number + 1] for c in each.classes}) or None
         done.matrix.append([_accuracy(method, learner, each.test, seen) for each in tasks])
         done.kept.append(0 if store.pool() is None else len(store.rows[0]))
@@ -156,15 +159,15 @@ class _Store:
             return None
         return Pool("memory", self.rows[0], self.rows[1])
 
-    def add(self, task: Task, learner: Learner) -> None:
+    def add(self, task: Task, learner: Learner, y: Tensor) -> None:
         plan = self.plan
-        if not (plan.rows or plan.per_class) or task.train.y is None:
+        if not (plan.rows or plan.per_class):
             return
-        old = self.rows or [task.train.x[:0], task.train.y[:0], task.train.y[:0].long()]
+        old = self.rows or [task.train.x[:0], y[:0], y[:0].long()]
         groups = [(old[0][own], old[1][own], number) for number, own in self._groups(old)]
-        for c in task.train.y.unique().tolist():
-            own = task.train.y == c
-            groups.append((task.train.x[own], task.train.y[own], task.number))
+        for c in y.unique().tolist():
+            own = y == c
+            groups.append((task.train.x[own], y[own], task.number))
         most = plan.per_class or max(1, plan.rows // len(groups))
         kept = [self._kept(x, y, number, most, learner) for x, y, number in groups]
         self.rows = [torch.cat(each) for each in zip(*kept, strict=True)]
@@ -224,10 +227,14 @@ def class_stream(train: Pool, test: Pool, per_task: int, *, first: int = 0, orde
     return found
 
 
-def domain_stream(pairs: Sequence[tuple[Pool, Pool]]) -> list[Task]:
-    """Tasks of the same classes in other domains, in the order given: (training rows, test rows) of each."""
+def domain_stream(pairs: Sequence[tuple[Pool, Pool]], *, labelled: int | None = None) -> list[Task]:
+    """Tasks of the same classes in other domains, in the order given: (training rows, test rows) of each.
+
+    Where ``labelled`` is given, the labels of the training rows are withheld after so many tasks; a method then sees them as ``target``.
+    """
     found = []
     for number, (train, test) in enumerate(pairs):
         assert train.y is not None
-        found.append(Task(train.name, train, test, tuple(sorted(train.y.unique().tolist())), number))
+        seen = train if labelled is None or number < labelled else train.unlabelled()
+        found.append(Task(train.name, seen, test, tuple(sorted(train.y.unique().tolist())), number))
     return found
