@@ -203,17 +203,29 @@ def methods(room: Annotated[str, typer.Option(help="one room only")] = "", as_js
         typer.echo(f"{name:{width}}  {line}")
 
 
+ENGINES = {  # settings of engines, by the name that show knows them by
+    "training": ("engines.settings", "Training"),
+    "shift_training": ("engines.shift", "Training"),
+    "stream": ("shifts.arms", "Stream"),
+    "rounds": ("engines.active", "Rounds"),
+    "memory": ("engines.continual", "Memory"),
+}
+
+
 @app.command()
-def show(method: Annotated[str, typer.Argument(help="a method's name, or: training")], as_json: Json = False) -> None:
+def show(
+    method: Annotated[str, typer.Argument(help="a method's name; or training, shift_training, stream, rounds, memory")],
+    as_json: Json = False,
+) -> None:
     """Show one method: what it does, its paper, its needs and its settings with defaults and ranges."""
     import sys
+    from importlib import import_module
 
     from ..method import Method, find
 
-    if method == "training":
-        from ..engines.settings import Training
-
-        owner: Any = Training
+    if method in ENGINES:
+        module, name = ENGINES[method]
+        owner: Any = getattr(import_module(f"acclimate.{module}"), name)
     else:
         owner = find(method)
     doc = (sys.modules[owner.__module__].__doc__ if issubclass(owner, Method) else owner.__doc__) or ""
@@ -229,6 +241,8 @@ def show(method: Annotated[str, typer.Argument(help="a method's name, or: traini
         for name, field in owner.settings().items()
     ]
     words = {"needs": owner.needs(), "wishes": owner.wishes()} if issubclass(owner, Method) else {}
+    if papers_own := {key: value for key in ("training", "online") if isinstance(value := getattr(owner, key, None), dict) and value}:
+        words |= {key: [f"{name} = {each!r}" for name, each in value.items()] for key, value in papers_own.items()}
     if as_json:
         emit({"name": method, "doc": doc, **words, "settings": rows})
         return
