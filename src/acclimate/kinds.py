@@ -292,6 +292,11 @@ class Continual(_Shift):
 
     room = "continual"
 
+    @property
+    def borders(self) -> bool:
+        """Whether it must be told where a task begins and ends; if not, it can learn a stream without borders as well."""
+        return type(self).before is not Continual.before or type(self).after is not Continual.after
+
     def before(self, learner: Any, task: Any) -> None:
         """Before a task's first step; ``task`` holds all its rows (batch), its number and its classes."""
 

@@ -84,6 +84,7 @@ def learn(
     if "replay" in method.needs() and not (memory.rows or memory.per_class):
         raise AcclimateError(f"{method.name} replays rows of earlier tasks, but no memory is kept; set rows or per_class of Memory")
     done, store = Learned(), _Store(memory, training.seed)
+    learner.sample = tasks[0].train.x[:1]
     add_parts(method, learner, training.seed)
     for task in bar(tasks, method.name, unit="task"):
         if task.classes and max(task.classes) >= learner.classes:
@@ -108,7 +109,7 @@ def learn(
             method.after(learner, task)
         store.add(task, learner, task.train.y if task.train.y is not None else predict(method, learner, task.train.x).argmax(1))
         seen = sorted({c for each in tasks[: task.number + 1] for c in each.classes}) or None
-        done.matrix.append([_accuracy(method, learner, each.test, seen) for each in tasks])
+        done.matrix.append([measured(method, learner, each.test, seen) for each in tasks])
         done.kept.append(0 if store.pool() is None else len(store.rows[0]))
         if path:
             with atomic_file(path) as temporary:
@@ -136,7 +137,8 @@ def _restore(path: Path, learner: Learner, store: "_Store", done: Learned) -> No
     done.matrix, done.kept = state["done"]["matrix"], state["done"]["kept"]
 
 
-def _accuracy(method: Any, learner: Learner, pool: Pool, seen: list[int] | None) -> float:
+def measured(method: Any, learner: Learner, pool: Pool, seen: list[int] | None) -> float:
+    """Accuracy on a task's test rows with the classes seen so far (None: all) as possible answers."""
     assert pool.y is not None
     if seen is not None and not torch.isin(pool.y, torch.tensor(seen, device=pool.y.device)).any():
         return 0.0  # none of the task's classes is a possible answer yet

@@ -18,7 +18,7 @@ from ...parts.schedules import course
 from ...progress import bar
 from .learner import Learner, Place
 from .plays import as_plays, finite, optimizer_of, play
-from .pools import Data, Pool, Sampler, whole
+from .pools import Course, Data, Pool, Sampler, whole
 
 OPTIMIZERS = ("adam", "adamw", "sgd", "adadelta", "rk2", "rk4")
 STATE, DONE, PLAN = "state.pt", "learned.pt", "plan.json"
@@ -129,7 +129,8 @@ def _check(method: Any, data: Data, training: Training) -> tuple[str, ...]:
 
 def _marks(data: Data) -> list:
     pools = [*data.labelled, *data.targets, *data.validation, *([data.oracle] if data.oracle else [])]
-    return [[p.name, list(p.x.shape), float(p.x.double().sum()), None if p.y is None else float(p.y.double().sum())] for p in pools]
+    found = [[p.name, list(p.x.shape), float(p.x.double().sum()), None if p.y is None else float(p.y.double().sum())] for p in pools]
+    return found + [[word, digest(rows.numpy().tobytes())] for word, rows in (data.course or {}).items()]
 
 
 def _sums(learner: nn.Module) -> list:
@@ -147,7 +148,7 @@ class _Run:
         facts = [pool.about for pool in pools if pool.about is not None]
         learner.about = torch.stack(facts) if len(facts) == len(pools) else None
         add_parts(method, learner, training.seed)
-        self.samplers: dict[str, Sampler] = {}
+        self.samplers: dict[str, Sampler | Course] = {}
         if data.labelled:
             self.samplers["source"] = self.samplers["domains"] = Sampler(data.labelled, training.batch, training.seed)
         if data.targets:
@@ -157,6 +158,7 @@ class _Run:
             if pool:
                 size = max(2, min(training.batch, len(pool)))  # a single row comes twice: batch-norm needs two
                 self.samplers[word] = Sampler([pool], size, training.seed, len(data.labelled))
+        self.samplers |= {word: Course(data.labelled[0], rows) for word, rows in (data.course or {}).items()}
         self.score = score or self._chooser()
         self.game = training.optimizer.startswith("rk")
         self.optimizer = optimizer_of(learner, training)

@@ -106,6 +106,7 @@ class Data:
     asked: Pool | None = None  # target rows whose labels were asked for
     replay: Pool | None = None  # rows of earlier tasks
     others: Sequence[Pool] = ()
+    course: dict[str, Tensor] | None = None  # by word (domains, replay): rows of the one labelled domain that each step sees [step, row]
 
     def __post_init__(self):
         pools = [*self.labelled, *self.targets]
@@ -193,3 +194,16 @@ class Sampler:
         numbers = torch.from_numpy(np.concatenate(found))
         y = None if self.all.y is None else self.all.y[numbers]
         return Batch(self.all.x[numbers], y, self.domain, self.all.rows[numbers], [self.size] * len(self.all.sizes))
+
+
+class Course:
+    """Batches of one domain whose rows a stream has set [step, row], by number; -1 stands for no row, a batch without rows is None."""
+
+    def __init__(self, pool: Pool, rows: Tensor):
+        self.all, self.rows, self.epoch = whole([pool]), rows, len(rows)
+
+    def __getitem__(self, k: int) -> Batch | None:
+        rows = self.rows[k]
+        rows = rows[rows >= 0]
+        y = None if self.all.y is None else self.all.y[rows]
+        return Batch(self.all.x[rows], y, self.all.domain[rows], self.all.rows[rows], [len(rows)]) if len(rows) else None
