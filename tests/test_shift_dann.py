@@ -164,3 +164,17 @@ def test_reverse_risk_of_several_sources_and_what_it_needs():
     assert 0 <= reverse_risk(method, learner, data, plan) < 0.4
     with pytest.raises(AcclimateError, match="held-out rows"):
         reverse_risk(method, learner, replace(data, validation=()), plan)
+
+
+def test_rates_of_new_layers():
+    """A module inside a part has a rate of its own (a pretrained body is slow, a new bottleneck is not); the most exact name counts."""
+    from acclimate.engines.shift.plays import optimizer_of
+
+    learner = Learner(nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2)), 2, width=2)
+    training = Training(optimizer="sgd", lr=1.0, rates={"featurizer.0": 0.1, "featurizer": 0.5})
+    optimizer = optimizer_of(learner, training)
+    rate = {id(weight): group["lr"] for group in optimizer.param_groups for weight in group["params"]}
+    found = {name: rate[id(weight)] for name, weight in learner.named_parameters() if name.endswith("weight")}
+    assert found == {"featurizer.0.weight": 0.1, "featurizer.1.weight": 0.5, "head.weight": 1.0}
+    with pytest.raises(AcclimateError, match=r"featurizer\.9"):
+        optimizer_of(learner, Training(rates={"featurizer.9": 1.0}))

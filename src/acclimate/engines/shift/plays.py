@@ -52,14 +52,26 @@ def play(learner: Learner, optimizer: torch.optim.Optimizer, plays: Sequence[Pla
 
 
 def optimizer_of(learner: Learner, training: Any) -> torch.optim.Optimizer:
-    """The optimizer (Training's settings) of all weights that may learn, each part at its own rate; it moves what has a gradient."""
+    """The optimizer (Training's settings) of all weights that may learn; it moves what has a gradient.
+
+    Each part has its own rate, and so may a module inside a part (``featurizer.0``).
+    """
     players = learner.players()
-    rates = training.rates or {}
-    if unknown := [name for name in rates if name not in players]:
-        raise AcclimateError(f"rates name {unknown[0]!r}, but nobody here is called that: {', '.join(players)}")
-    groups = [
-        {"params": weights, "lr": training.lr * float(rates.get(name, 1.0))} for name in players if (weights := learner.weights(name))
-    ]
+    inner = {f"{player}.{name}": module for player, top in players.items() for name, module in top.named_modules() if name}
+    known, rates = {**players, **inner}, training.rates or {}
+    if unknown := [name for name in rates if name not in known]:
+        raise AcclimateError(f"rates name {unknown[0]!r}, but nobody here is called that: {', '.join(players)}, or a module inside")
+    rate_of = {  # the most exact name has the last word
+        id(weight): training.lr * float(rates[name])
+        for name in sorted(rates, key=lambda name: name.count("."))
+        for weight in known[name].parameters()
+    }
+    groups: list[dict[str, Any]] = []
+    for name in players:
+        by_rate: dict[float, list[nn.Parameter]] = {}
+        for weight in learner.weights(name):
+            by_rate.setdefault(rate_of.get(id(weight), training.lr), []).append(weight)
+        groups += [{"params": weights, "lr": rate} for rate, weights in by_rate.items()]
     if not groups:
         raise AcclimateError("nothing here has weights that may learn")
     kind, decay = training.optimizer, training.weight_decay
