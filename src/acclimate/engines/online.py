@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..domain.arrays import IGNORED
 from ..errors import AcclimateError
 from ..progress import bar
 from .shift.learner import Learner
@@ -134,7 +135,7 @@ def streamed_accuracy(online: Online, shots: Iterable[Shot]) -> float:
         if y is None:
             raise AcclimateError("the stream has no labels to measure by")
         right += int((online.predict(x).argmax(1) == y).sum())
-        count += len(y)
+        count += int((y != IGNORED).sum())
     if not count:
         raise AcclimateError("the stream is empty: it holds no batch")
     return right / count

@@ -75,4 +75,11 @@ def weight_normed(inputs: int, outputs: int) -> nn.Module:
     return nn.utils.parametrizations.weight_norm(nn.Linear(inputs, outputs))
 
 
-HEADS: dict[str, Callable[[int, int], nn.Module]] = {"linear": nn.Linear, "cosine": Cosine, "weight_norm": weight_normed}
+def per_pixel(inputs: int, outputs: int) -> nn.Module:
+    """A linear head on every pixel: [row, inputs, high, wide] -> [row, outputs, high, wide]."""
+    return nn.Conv2d(inputs, outputs, 1)
+
+
+HEADS: dict[str, Callable[[int, int], nn.Module]] = {
+    "linear": nn.Linear, "cosine": Cosine, "weight_norm": weight_normed, "pixels": per_pixel
+}  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
+from ...domain.arrays import IGNORED
 from ...errors import AcclimateError
 from ...files import atomic_file, digest, lock, read_json, write_json
 from ...method import Setting, Settings, arguments
@@ -328,13 +329,17 @@ def predict(method: Any, learner: Learner, x: Tensor, where: Place | None = None
 
 
 def right(method: Any, learner: Learner, pool: Pool) -> Tensor:
-    """Which rows of a pool are classified as their labels say [row] (0 or 1); minus the squared error where values are predicted."""
+    """Which rows of a pool are classified as their labels say [row] (0 or 1); minus the squared error where values are predicted.
+
+    Where every pixel has a label, the share of each row's labelled pixels.
+    """
     if pool.y is None:
         raise AcclimateError(f"domain {pool.name!r} has no labels to measure by")
     scores = predict(method, learner, pool.x, learner.place(pool.name, pool.about))
     if not learner.classes:
         return -(scores.squeeze(-1) - pool.y).square()
-    return (scores.argmax(1) == pool.y).float()
+    hit = (scores.argmax(1) == pool.y).float()
+    return hit if hit.ndim == 1 else hit.flatten(1).sum(1) / (pool.y != IGNORED).flatten(1).sum(1).clamp(min=1)
 
 
 def accuracy(method: Any, learner: Learner, pool: Pool) -> float:
