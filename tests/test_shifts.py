@@ -210,3 +210,32 @@ def test_sound_series_and_images_of_other_networks(tmp_path):
         shifts.make_learner(torch.rand(2, 1, 8, 8), ["a"], "vision", options={"model": str(tmp_path / "vit")})
     with pytest.raises(AcclimateError, match="cannot be loaded as a vision model"):
         shifts.make_learner(torch.rand(2, 3, 8, 8), ["a"], "vision", options={"model": str(tmp_path / "none")})
+
+
+# one after another
+
+
+def test_domains_are_learned_in_turn(folders, tmp_path):
+    books, films, pans, _ = folders
+    given = {"training": {"steps": 10, "batch": 8}, "memory": {"rows": 12}}
+    found = shifts.continual(["fine_tuning", "replay"], [books, films, pans], out=tmp_path, **given)
+    assert [len(row["matrix"]) for row in found["rows"]] == [3, 3]
+    assert found["rows"][1]["kept"] == [12, 12, 12]
+    assert {row["method"] for row in found["leaderboard"]} == {"continual.fine_tuning", "continual.replay"}
+    assert json.loads((tmp_path / "continual.json").read_text())["rows"] == found["rows"]
+    again = shifts.continual(["fine_tuning", "replay"], [books, films, pans], out=tmp_path, **given)
+    assert again["rows"] == found["rows"]
+    mixed = shifts.continual("fine_tuning", [books, films], borderless=True, **given)
+    assert len(mixed["rows"][0]["matrix"]) == 1
+
+
+def test_classes_of_one_domain_are_learned_in_turn(folders):
+    odd = folders[3]
+    found = shifts.continual("fine_tuning", [odd], order={"classes": 1, "first": 2}, training={"steps": 10, "batch": 8})
+    assert found["tasks"] == ["classes 0 to 1", "classes 2 to 2"]
+    with pytest.raises(AcclimateError, match="needs two of them; of a single one"):
+        shifts.continual("fine_tuning", [odd])
+    with pytest.raises(AcclimateError, match="divides one domain, but 2 were given"):
+        shifts.continual("fine_tuning", folders[:2], order={"classes": 1})
+    with pytest.raises(AcclimateError, match=r"no method 'ewcc' of continual.*nearest: ewc"):
+        shifts.continual("ewcc", folders[:2])

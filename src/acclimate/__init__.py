@@ -21,6 +21,7 @@ _VERBS = {  # name -> module that holds it, imported at first use
     "extract": "merges",
     "combine": "merges",
     "shift": "shifts",
+    "continual": "shifts",
     "load": "method",
     "names": "method",
     "reproduce": "experiments",

@@ -200,12 +200,12 @@ def _notes(row: dict[str, Any], found: dict[str, Any]) -> list[str]:
 
 
 def _figure(mean: float, half: float | None) -> str:
-    """A mean and its interval, both to the interval's second digit.
+    """A mean and its interval, both to the interval's second digit; one that rounding alone has made is none.
 
-    >>> _figure(12.34567, 0.0234), _figure(0.5, None), _figure(3, 0.0)
-    ('12.346 ± 0.023', '0.5', '3 ± 0')
+    >>> _figure(12.34567, 0.0234), _figure(0.5, None), _figure(3, 0.0), _figure(0.3, 1e-17)
+    ('12.346 ± 0.023', '0.5', '3 ± 0', '0.3 ± 0')
     """
-    if not half:
+    if not half or half < 1e-12 * abs(mean):
         return f"{mean:.4g}" + ("" if half is None else " ± 0")
     from math import floor, log10
 

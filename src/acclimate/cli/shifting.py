@@ -71,3 +71,49 @@ def shift(
         typer.echo(f"chosen by the target's labels (oracle): {', '.join(dict.fromkeys(oracle))}")
     if out:
         typer.echo(f"all rows: {Path(out) / 'shift.json'}")
+
+
+@app.command()
+def continual(
+    method: Annotated[str, typer.Option(help="methods of continual, with commas between: fine_tuning,ewc,replay")],
+    domains: Annotated[str, typer.Option(help="labelled domains in the order in which they are learned; or a single one, see --classes")],
+    data: Annotated[str, typer.Option(help="the dataset that bare names are domains of")] = "",
+    classes: Annotated[int, typer.Option(help="of a single domain: new classes per task")] = 0,
+    first: Annotated[int, typer.Option(help="classes of the first task; 0 = as many as of the others")] = 0,
+    shuffle: Annotated[bool, typer.Option("--shuffle", help="classes or domains in an order drawn by the seed")] = False,
+    memory: Annotated[int, typer.Option(help="rows of earlier tasks that are kept in all, for replay")] = 0,
+    per_class: Annotated[int, typer.Option(help="rows kept of each class of each task, instead")] = 0,
+    choose: Annotated[str, typer.Option(help="random or herding: which rows are kept")] = "random",
+    borderless: Annotated[bool, typer.Option("--borderless", help="tasks pass over into each other, nobody says where")] = False,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="any setting of the method as name=value, repeated")] = None,
+    training: Annotated[list[str] | None, typer.Option("--train", help="steps, batch, lr ... of each task, name=value")] = None,
+    backbone: Annotated[str, typer.Option(help="mlp, series, convnet, text ...; by the shape of the rows if empty")] = "",
+    options: Annotated[list[str] | None, typer.Option("--backbone-set", help="settings of the backbone as name=value, repeated")] = None,
+    encoder: Annotated[str, typer.Option(help="encoder of text: frozen, or with --backbone text trained too")] = "minilm",
+    scale: Annotated[str, typer.Option(help="auto or none: whether columns are standardised by the first domain")] = "auto",
+    head: Annotated[str, typer.Option(help="linear, cosine or weight_norm")] = "linear",
+    seeds: Annotated[str, typer.Option(help="seeds with commas between")] = "0",
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Learn one domain after another: continual --method ewc,replay --domains books,dvd,kitchen --memory 100."""
+    from ..shifts import continual as run_continual
+
+    kept = {"rows": memory, "per_class": per_class, "choose": choose}
+    order = {"classes": classes, "first": first, "shuffle": shuffle}
+    found = run_continual(
+        method.split(","), domains.split(","), data=data, settings=dict(pairs(settings, "--set")),
+        training=dict(pairs(training, "--train")), memory=kept, order=order, borderless=borderless, backbone=backbone,
+        options=dict(pairs(options, "--backbone-set")), encoder=encoder, scale=scale, head=head, seeds=_numbers(seeds), out=out,
+    )  # fmt: skip
+    if as_json:
+        emit(found)
+        return
+    typer.echo(f"{'method':36} {'at the end':>10}  {'95 %':>13}  {'forgotten':>9}  {'learned':>7}")
+    for row in found["leaderboard"]:
+        half = row.get("final_ci95")
+        span = "" if half is None else f"{row['final'] - half:.3f} {row['final'] + half:.3f}"
+        parts = [f"{row[key]:.3f}" if key in row else "" for key in ("forgetting", "learned")]
+        typer.echo(f"{row['method']:36} {row['final']:10.3f}  {span:>13}  {parts[0]:>9}  {parts[1]:>7}")
+    if out:
+        typer.echo(f"all rows and matrices: {Path(out) / 'continual.json'}")

@@ -7,6 +7,7 @@ turn; what ``shift`` keeps, ``Adapted.load`` reads and uses on new rows.
 from .adapted import Adapted, make_learner
 from .domains import Shifted, encoded, kept, load_domains
 from .leaderboard import leaderboard
+from .sequence import continual
 from .sweep import shift
 
-__all__ = ["Adapted", "Shifted", "encoded", "kept", "leaderboard", "load_domains", "make_learner", "shift"]
+__all__ = ["Adapted", "Shifted", "continual", "encoded", "kept", "leaderboard", "load_domains", "make_learner", "shift"]

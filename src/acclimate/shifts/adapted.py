@@ -17,6 +17,7 @@ from ..method import load
 from ..model.arrays import backbone as new_backbone
 from .domains import Scale, encoded, token_rows
 
+TOKENS = 128  # of a text, for an encoder that learns
 FILE, WEIGHTS = "adapted.json", "learner.pt"
 BY_SHAPE = {1: "mlp", 2: "series", 3: "convnet"}  # of a row -> backbone
 STATE = ("domains", "sources", "about", "distances", "sample")  # of a learner, beside weights and memory
@@ -37,6 +38,17 @@ def make_learner(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Learner(new_backbone(name, {**width, **(options or {})}), classes, head=head)
+
+
+def text_options(backbone: str, options: dict[str, Any], encoder: str) -> tuple[dict[str, Any], int]:
+    """A backbone's settings, and how many token ids a text is: 0 where it is a vector of a frozen encoder.
+
+    >>> text_options("text", {"tokens": 64}, "minilm")
+    ({'encoder': 'minilm'}, 64)
+    """
+    if backbone != "text":
+        return options, 0
+    return {**{key: value for key, value in options.items() if key != "tokens"}, "encoder": encoder}, int(options.get("tokens", TOKENS))
 
 
 @dataclass

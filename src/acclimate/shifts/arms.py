@@ -1,6 +1,6 @@
 """One method on one target: trained, and measured as its room measures."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -11,7 +11,8 @@ from ..engines import active
 from ..engines.online import Online, stream
 from ..engines.shift import Data, Learner, Pool, Training, fit, right
 from ..engines.shift.pools import whole
-from ..method import Setting, Settings, load
+from ..errors import AcclimateError, nearest
+from ..method import Setting, Settings, load, names
 from .domains import Scale
 
 Make = Callable[[int], Learner]  # seed -> learner
@@ -41,6 +42,16 @@ class Stream(Settings):
     """How a target comes in at test time."""
 
     rows: Annotated[int, Setting("rows of the stream that come in at a time", 1)] = 64
+
+
+def method_named(name: str, settings: dict[str, Any], rooms: Sequence[str]) -> Any:
+    """A method of some rooms by its full name or by what stands behind the dot."""
+    known = [full for room in rooms for full in names(room)]
+    full = name if "." in name else next((each for each in known if each.partition(".")[2] == name), "")
+    if full not in known:
+        short = [each.partition(".")[2] for each in known]
+        raise AcclimateError(f"no method {name!r} of {', '.join(rooms)}{nearest(name, [*known, *short])}")
+    return load(full, **settings)
 
 
 def plan_of(room: str) -> list[type[Settings]]:

@@ -153,6 +153,12 @@ def scaled(every: dict[str, Parts], target: str, scale: str) -> tuple[dict[str, 
     return found, by[target]
 
 
+def scaled_by_first(every: dict[str, Parts]) -> dict[str, Parts]:
+    """Domains whose columns are standardised by the first one's training rows; those that come later are not looked at."""
+    mean, width = _moments(next(iter(every.values()))["train"].x)
+    return {key: {split: replace(pool, x=(pool.x - mean) / width) for split, pool in parts.items()} for key, parts in every.items()}
+
+
 def _moments(rows: Tensor) -> Scale:
     over = [0, *range(2, rows.ndim)]
     mean, width = rows.mean(over, keepdim=True), rows.std(over, keepdim=True, unbiased=False)

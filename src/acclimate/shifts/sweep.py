@@ -19,16 +19,15 @@ from torch import Tensor
 from ..engines.shift import Data, right
 from ..errors import AcclimateError, nearest
 from ..files import digest, read_json, write_json
-from ..method import find, names
+from ..method import find
 from ..parts.statistics import mean_interval
 from ..progress import bar, say
-from .adapted import Adapted, make_learner
-from .arms import Seen, plan_of, run
+from .adapted import Adapted, make_learner, text_options
+from .arms import Seen, method_named, plan_of, run
 from .domains import SCALES, Shifted, encoded, load_domains, scaled
 from .leaderboard import leaderboard
 
 ROOMS = ("domain_generalization", "domain_adaptation", "test_time", "active_learning")
-TOKENS = 128  # of a text, for an encoder that learns
 Run = tuple[str, int, str]  # target, seed, method
 
 
@@ -51,7 +50,7 @@ class Options:
     @property
     def tokens(self) -> int:
         """Token ids of a text, where its encoder learns; 0 where the encoder is frozen."""
-        return int(self.options.get("tokens", TOKENS)) if self.backbone == "text" else 0
+        return text_options(self.backbone, self.options, self.encoder)[1]
 
 
 def shift(
@@ -98,7 +97,7 @@ def shift(
 
     Raises AcclimateError with one line for a class of the target that no source has, a domain without labels, and what fit raises.
     """
-    made = [_named(name, settings or {}, plan or {}) for name in ([methods] if isinstance(methods, str) else methods)]
+    made = [_planned(name, settings or {}, plan or {}) for name in ([methods] if isinstance(methods, str) else methods)]
     wanted = tuple([*sources, *([target] if target else [])])
     if len(wanted) < 2:
         raise AcclimateError("shift needs at least two domains: sources and a target, or several sources that are left out in turn")
@@ -149,19 +148,13 @@ def _done(folder: Path | None, options: Options, runs: Sequence[Run]) -> dict[Ru
     return {key: row for key, row in rows.items() if key in runs}
 
 
-def _named(name: str, settings: dict[str, Any], plan: dict[str, Any]) -> str:
+def _planned(name: str, settings: dict[str, Any], plan: dict[str, Any]) -> str:
     """A method's full name; its settings and its plan are known."""
-    known = [full for room in ROOMS for full in names(room)]
-    full = name if "." in name else next((each for each in known if each.partition(".")[2] == name), "")
-    if full not in known:
-        short = [each.partition(".")[2] for each in known]
-        raise AcclimateError(f"no method {name!r} of {', '.join(ROOMS)}{nearest(name, [*known, *short])}")
-    cls: Any = find(full)
-    cls(**settings)
-    allowed = [key for kind in plan_of(cls.room) for key in kind.settings()]
+    method = method_named(name, settings, ROOMS)
+    allowed = [key for kind in plan_of(method.room) for key in kind.settings()]
     if unknown := [key for key in plan if key not in allowed]:
-        raise AcclimateError(f"{full} takes no {unknown[0]!r} in its plan{nearest(unknown[0], allowed)}")
-    return full
+        raise AcclimateError(f"{method.name} takes no {unknown[0]!r} in its plan{nearest(unknown[0], allowed)}")
+    return method.name
 
 
 # runs
@@ -218,9 +211,7 @@ class _Sweep:
         target, seed, name = key
         options, seen = self.options, self.visible(target)
         method: Any = find(name)(**options.settings)
-        own = {key: value for key, value in options.options.items() if key != "tokens"}
-        if options.backbone == "text":
-            own |= {"encoder": options.encoder}
+        own, _ = text_options(options.backbone, options.options, options.encoder)
         make = partial(make_learner, seen.test.x, seen.data.classes, options.backbone, options.head, options=own)
         started = time.perf_counter()
         made = run(method, seen, make, {**options.training, "seed": seed}, options.plan)
