@@ -47,6 +47,15 @@ def test_leaving_each_domain_out_gives_a_leaderboard(folders, tmp_path):
         shifts.shift("erm", [books, films], odd, training=training)
 
 
+def test_a_run_that_cannot_be_made_leaves_the_others_alone(folders, tmp_path):
+    books, films, pans, _ = folders
+    found = shifts.shift(["erm", "tent"], [books, films], pans, training={"steps": 5, "batch": 8}, out=tmp_path)
+    assert [row["method"] for row in found["rows"]] == ["domain_generalization.erm"]
+    assert "this network has no such weights" in found["failed"][0]["error"]
+    with pytest.raises(AcclimateError, match="this network has no such weights"):
+        shifts.shift("tent", [books, films], pans, training={"steps": 5, "batch": 8})
+
+
 def test_names_that_nobody_knows(folders):
     with pytest.raises(AcclimateError, match=r"no method 'dan'.*nearest: dann"):
         shifts.shift("dan", folders[:2])
@@ -239,3 +248,23 @@ def test_classes_of_one_domain_are_learned_in_turn(folders):
         shifts.continual("fine_tuning", folders[:2], order={"classes": 1})
     with pytest.raises(AcclimateError, match=r"no method 'ewcc' of continual.*nearest: ewc"):
         shifts.continual("ewcc", folders[:2])
+
+
+def test_a_leaderboard_becomes_a_page(folders, tmp_path, monkeypatch):
+    from acclimate.experiments import shift_leaderboards as boards
+
+    monkeypatch.setenv("ACCLIMATE_CACHE", str(tmp_path / "cache"))
+    known = {path.rpartition("/")[2].partition(".")[0]: path for path in folders[:3]}
+    monkeypatch.setattr(
+        boards, "BENCHMARKS", {"words": boards.Benchmark("Words", "", tuple(known.values()), {"steps": 5, "batch": 8}, about="")}
+    )
+    found = boards.board("words", only=["erm", "coral", "tent"])
+    assert len(found["leaderboard"]) == 2
+    assert len(found["failed"]) == 3
+    (tmp_path / "words.json").write_text(json.dumps(found))
+    text = boards.page(tmp_path)
+    assert "## words" in text
+    assert "| `domain_generalization.erm` | nothing |" in text
+    assert text.count("`test_time.tent` has no figure") == 1
+    with pytest.raises(AcclimateError, match=r"no benchmark 'wrds'.*nearest: words"):
+        boards.board("wrds")

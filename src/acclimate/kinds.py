@@ -194,6 +194,7 @@ class _Shift(Method):
     least: ClassVar[int] = 1  # labelled domains without which the method has no meaning
     training: ClassVar[dict[str, Any]] = {}  # the paper's training settings, where they are not the engine's (engines/shift Training)
     fresh: ClassVar[bool] = False  # source-free, but from weights of its own: only what ``adopt`` takes over is left of the source model
+    form: ClassVar[str] = ""  # "graph" where rows must be nodes of graphs (models/graph.py)
 
     @classmethod
     def source_free(cls) -> bool:

@@ -9,9 +9,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..domain.graphs import Graph
 from ..engines.shift import Batch, Data, Learner, Pool, Training, accuracy, fit
 from ..engines.shift.loop import seeded
 from ..engines.shift.plays import as_plays
@@ -65,12 +67,46 @@ def images(target: bool = True) -> Data:
 MODALITIES = {"table": table, "images": images}
 
 
+@cache
+def graphs() -> list[Graph]:
+    """The table's rows as nodes with about six neighbours each, of both classes in the sources and of their own in the target."""
+    found = []
+    for number, pool in enumerate([*table().labelled, table().oracle]):
+        draw, x, y = np.random.default_rng(number), pool.x.numpy(), pool.y.numpy()  # type: ignore[union-attr]
+        ends = draw.integers(len(y), size=(2, 6 * len(y)))
+        likely = np.where(y[ends[0]] == y[ends[1]], 1.0, 0.2 * (number < 3))
+        found.append(Graph(f"domain {number}", x, ends[:, draw.random(ends.shape[1]) < likely], y, ["no", "yes"]))
+    return found
+
+
+def graph(target: bool = True) -> Data:
+    """The numbers of these nodes, graph after graph."""
+    from ..models.graph import GraphNet
+
+    given, pools = table(target), GraphNet(4, 8, 2).attach(graphs())
+    pools = [replace(pool, about=torch.tensor([float(number)])) for number, pool in enumerate(pools)]
+    return replace(given, labelled=pools[:3], target=pools[3].unlabelled() if target else None, validation=pools[:3], oracle=pools[3])
+
+
+ROWS: dict[str, Any] = {**MODALITIES, "graph": graph}
+
+
+def forms(cls: Any) -> dict[str, Any]:
+    """The kinds of rows that a method is checked on, the first one as its usual one."""
+    return {"graph": graph} if cls.form == "graph" else MODALITIES
+
+
 def learner(modality: str, seed: int = 0, normed: bool = False) -> Learner:
     """A network for one of them: two layers (with layer-norm where ``normed``), or a small convolutional one with batch-norm."""
     from ..models.convnet import ConvNet
+    from ..models.graph import GraphNet
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        if modality == "graph":
+            net = GraphNet(4, 8, 2)
+            net.attach(graphs())
+            return Learner(net, ["no", "yes"])
         if modality == "table":
             return Learner(
                 nn.Sequential(nn.Linear(4, 16), nn.LayerNorm(16) if normed else nn.Identity(), nn.ReLU(), nn.Linear(16, 8), nn.ReLU()),
@@ -86,9 +122,11 @@ def training(method: Any, **given: Any) -> Training:
 
 
 def example(method: Any, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
-    """The losses of one step on the table, no weight being changed in between."""
-    made, data = learner("table").to(dtype), table()
-    arrays = {"source": torch.cat([pool.x[:8] for pool in data.labelled]).to(dtype), "target": data.target.x[:24].to(dtype)}  # type: ignore[union-attr]
+    """The losses of one step on the table (or on graphs), no weight being changed in between."""
+    form, data = next(iter(forms(type(method)).items()))
+    made, data = learner(form).to(dtype), data()
+    arrays = {"source": torch.cat([pool.x[:8] for pool in data.labelled]), "target": data.target.x[:24]}
+    arrays = {name: x.to(dtype) if x.is_floating_point() else x for name, x in arrays.items()}
     y = torch.cat([pool.y[:8] for pool in data.labelled if pool.y is not None])
 
     def losses(learner: Learner, source: Tensor, target: Tensor) -> list[Tensor]:
@@ -101,7 +139,10 @@ def reference_number(method: Any, inputs: dict[str, Any]) -> list[float]:
     """The losses of one step: x [row, column] are the features, ``head`` [class, column] the head without bias, parts filled by tiny.fill.
 
     ``sizes`` are rows per source domain; ``step`` and ``progress`` where they matter. With ``predict`` the scores of these rows instead.
+    With ``edges`` (of each domain, the target last [domain][2, edge]) rows are nodes, and features come from layers filled by tiny.fill.
     """
+    if "edges" in inputs:
+        return _graph_number(method, inputs)
     made = headed(inputs["head"])
     made.step, made.progress = inputs.get("step", 0), inputs.get("progress", 0.0)
     source = torch.tensor(inputs["source"])
@@ -110,6 +151,22 @@ def reference_number(method: Any, inputs: dict[str, Any]) -> list[float]:
     if "predict" in inputs:
         return method.predict(made, torch.tensor(inputs["predict"])).flatten().tolist()
     return [loss.item() for loss in losses]
+
+
+def _graph_number(method: Any, inputs: dict[str, Any]) -> list[float]:
+    from ..models.graph import GraphNet
+
+    rows = [*np.split(np.array(inputs["source"], np.float32), np.cumsum(inputs["sizes"])[:-1]), np.array(inputs["target"], np.float32)]
+    net = GraphNet(rows[0].shape[1], len(inputs["head"][0]), inputs.get("depth", 2))
+    tiny.fill(net.parameters())
+    labels = [*np.split(np.array(inputs["y"]), np.cumsum(inputs["sizes"])[:-1]), np.zeros(len(rows[-1]), int)]
+    names = [str(number) for number in range(len(inputs["head"]))]
+    given = zip(rows, inputs["edges"], labels, strict=True)
+    pools = net.attach([Graph(f"domain {number}", x, np.array(e), y, names) for number, (x, e, y) in enumerate(given)])
+    made = headed(inputs["head"])
+    made.featurizer, made.step, made.progress = net, inputs.get("step", 0), inputs.get("progress", 0.0)
+    x = torch.cat([pool.x for pool in pools[:-1]])
+    return [loss.item() for loss in one_step(method, made, x, torch.tensor(inputs["y"]), inputs["sizes"], pools[-1].x, filled=True)]
 
 
 def headed(head: list[list[float]]) -> Learner:
@@ -134,11 +191,12 @@ def one_step(
     made.domains = [f"domain {number}" for number in range(count + (other is not None))]
     made.sources = count
     made.distances = (torch.arange(len(made.domains))[:, None] - torch.arange(len(made.domains))).abs().float()
-    made.about = torch.arange(len(made.domains)).to(source)[:, None]
-    made.sample = source[:1]
+    kind = next(made.parameters()).dtype
+    made.about = torch.arange(len(made.domains)).to(kind)[:, None]
+    made.sample = (target if method.source_free() and target is not None else source)[:1]
     words: dict[str, Any] = {"learner": made, "source": batch, "domains": batch, "target": other}
     with seeded(0, made):
-        made.parts.update({name: part.to(source.dtype) for name, part in method.build(made).items()})
+        made.parts.update({name: part.to(kind) for name, part in method.build(made).items()})
         if filled:
             tiny.fill(made.parts.parameters())
         if method.fresh and other:
@@ -161,8 +219,8 @@ def check_words(cls: Any) -> None:
 
 
 def check_modalities(cls: Any) -> None:
-    """It runs on rows of numbers and on images, moves weights, and leaves finite ones."""
-    for name in MODALITIES:
+    """It runs on rows of numbers and on images (or on graphs, where it is for these), moves weights, and leaves finite ones."""
+    for name in forms(cls):
         made, before = trained(cls, name), dict(start(cls, name)[0].named_parameters())
         now = dict(made.named_parameters())
         expect(any(not torch.equal(before[key], now[key]) for key in before), f"training on {name} moves no weight")
@@ -171,12 +229,13 @@ def check_modalities(cls: Any) -> None:
 
 def check_same_seed(cls: Any) -> None:
     """The same seed gives the same weights."""
-    equal(trained(cls, "table"), trained(cls, "table"), "the same seed gives other weights")
+    usual = next(iter(forms(cls)))
+    equal(trained(cls, usual), trained(cls, usual), "the same seed gives other weights")
 
 
 def check_resumes(cls: Any) -> None:
     """A run that is killed on its way ends with the weights of one that is not."""
-    for name in MODALITIES:
+    for name in forms(cls):
         with tempfile.TemporaryDirectory() as folder:
             with contextlib.suppress(KeyboardInterrupt):
                 trained(cls, name, folder=Path(folder), dies=5)
@@ -186,7 +245,7 @@ def check_resumes(cls: Any) -> None:
 
 def check_learns(cls: Any, least: float = 0.9) -> None:
     """On rows that can be learned, it learns: ``least`` of the source rows are right, or of the target's where no source is seen."""
-    made, data = start(cls, "table")
+    made, data = start(cls, next(iter(forms(cls))))
     method = cls()
     fit(method, made, data, training(method, steps=150, batch=24, choose="last", **QUICK))
     pools = data.labelled or [data.oracle or data.labelled[0]]
@@ -196,8 +255,9 @@ def check_learns(cls: Any, least: float = 0.9) -> None:
 
 def check_beats_source_only(cls: Any) -> None:
     """On a target that is moved away from the sources, more rows are right than after plain training on the sources."""
-    plain, data = source_model("table")
-    made, own = start(cls, "table")
+    usual = next(iter(forms(cls)))
+    plain, data = source_model(usual)
+    made, own = start(cls, usual)
     method = cls()
     fit(method, made, own, training(method, steps=300, batch=24, choose="last", **QUICK))
     erm = load("domain_generalization.erm")
@@ -212,7 +272,7 @@ QUICK: dict[str, Any] = {"optimizer": "adam", "lr": 0.003, "schedule": "constant
 def start(cls: Any, modality: str) -> tuple[Learner, Data]:
     """What a method starts from: a fresh learner and all data, or a source model and the target where no source row may be seen."""
     if not cls.source_free():
-        return learner(modality), MODALITIES[modality]()
+        return learner(modality), ROWS[modality]()
     model, data = source_model(modality, cls().vendor().name)
     if not cls.fresh:
         return model, data
@@ -223,14 +283,14 @@ def start(cls: Any, modality: str) -> tuple[Learner, Data]:
 
 @cache
 def _source_model(modality: str, vendor: str) -> Learner:
-    data, made, method = MODALITIES[modality](), learner(modality), load(vendor)
+    data, made, method = ROWS[modality](), learner(modality), load(vendor)
     fit(method, made, replace(data, target=None, oracle=None), training(method, steps=300, batch=24, choose="last", **QUICK))
     return made
 
 
 def source_model(modality: str, vendor: str = "domain_generalization.erm") -> tuple[Learner, Data]:
     """A learner that a method (plain training unless said) made of the sources, and the data without the sources."""
-    made, data = copy.deepcopy(_source_model(modality, vendor)), MODALITIES[modality]()
+    made, data = copy.deepcopy(_source_model(modality, vendor)), ROWS[modality]()
     return made, Data(target=data.target, classes=data.classes, oracle=data.oracle)
 
 

@@ -67,6 +67,8 @@ def shift(
         else:
             span = f"{alone[0]['low']:.3f} {alone[0]['high']:.3f}"
         typer.echo(f"{row['method']:36} {row['mean']:8.3f}  {span:>13}  {row['seconds']:7.1f}")
+    for row in found["failed"]:
+        typer.echo(f"{row['method']} on {row['target']} has no figure: {row['error']}")
     if oracle := [row["method"] for row in found["rows"] if row["choice"] == "oracle"]:
         typer.echo(f"chosen by the target's labels (oracle): {', '.join(dict.fromkeys(oracle))}")
     if out:

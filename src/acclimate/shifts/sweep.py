@@ -95,7 +95,9 @@ def shift(
     [{method, mean, ci95, seconds, targets}] best first, and what was used. With ``out`` the same is written to ``shift.json`` as it goes,
     and runs that stand there already, made with the same options, are not made again.
 
-    Raises AcclimateError with one line for a class of the target that no source has, a domain without labels, and what fit raises.
+    A run that cannot be made (the method does not fit the network, the target has a class that no source has, a loss is not finite) leaves
+    the others alone: ``failed`` has its {method, target, seed, error}. Raises AcclimateError where none can be made, for domains without
+    labels, and for names that nobody knows.
     """
     made = [_planned(name, settings or {}, plan or {}) for name in ([methods] if isinstance(methods, str) else methods)]
     wanted = tuple([*sources, *([target] if target else [])])
@@ -111,26 +113,29 @@ def shift(
     targets = [wanted[-1]] if target else list(sources)
     runs = list(product(targets, seeds, made))
     found = _done(folder, sweep.options, runs)
+    failed: dict[Run, dict[str, Any]] = {}
     if folder:
         say(f"results go to {folder / 'shift.json'}" + (f" ({len(found)} of {len(runs)} runs stand there)" if found else ""))
-    result: dict[str, Any] = {}
     left = [each for each in runs if each not in found]
     kept = str(folder / "models") if keep and folder else ""
     with bar(what="methods x targets x seeds", total=len(runs), unit="run") as shown, _made(sweep, left, kept, workers) as rows:
         shown.update(len(found))
         for key, row in rows:
-            found[key] = row
-            result = _result(found, runs, sources, sweep.options)
+            (failed if "error" in row else found)[key] = row
             if folder:
-                write_json(folder / "shift.json", result)
+                write_json(folder / "shift.json", _result(found, failed, runs, sources, sweep.options))
             shown.update(1)
-    return result or _result(found, runs, sources, sweep.options)
+    if not found:
+        raise AcclimateError(next(iter(failed.values()))["error"])
+    return _result(found, failed, runs, sources, sweep.options)
 
 
-def _result(found: dict[Run, dict[str, Any]], runs: Sequence[Run], sources: Sequence[str], options: Options) -> dict[str, Any]:
-    rows = [found[key] for key in runs if key in found]
+def _result(
+    found: dict[Run, dict[str, Any]], failed: dict[Run, dict[str, Any]], runs: Sequence[Run], sources: Sequence[str], options: Options
+) -> dict[str, Any]:
+    rows, left = [found[key] for key in runs if key in found], [failed[key] for key in runs if key in failed]
     used = {"sources": list(sources), "encoder": options.encoder, "training": options.training, "options": _key(options)}
-    return {"rows": rows, "leaderboard": leaderboard(rows), **used}
+    return {"rows": rows, "leaderboard": leaderboard(rows), "failed": left, **used}
 
 
 def _key(options: Options) -> str:
@@ -165,7 +170,7 @@ def _made(sweep: "_Sweep", runs: Sequence[Run], kept: str, workers: int) -> Iter
     """Rows of runs as they are made, in order: here, or by processes of their own that share the cores."""
     workers = min(workers, len(runs))
     if workers < 2:
-        yield ((key, sweep.one(key, kept)) for key in runs)
+        yield ((key, sweep.tried(key, kept)) for key in runs)
         return
     _ = sweep.domains  # checked here, and text encoded once
     threads = max(1, (os.cpu_count() or 1) // workers)
@@ -187,7 +192,7 @@ def _start(options: Options, threads: int) -> None:
 
 
 def _work(key: Run, kept: str) -> dict[str, Any]:
-    return _here[0].one(key, kept)
+    return _here[0].tried(key, kept)
 
 
 class _Sweep:
@@ -205,6 +210,14 @@ class _Sweep:
         if target not in self.seen:
             self.seen = {target: _visible(self.domains, target, self.options.scale, self._facts())}
         return self.seen[target]
+
+    def tried(self, key: Run, kept: str = "") -> dict[str, Any]:
+        """The row of one run, or why there is none."""
+        try:
+            return self.one(key, kept)
+        except AcclimateError as error:
+            target, seed, name = key
+            return {"method": name, "target": target, "seed": seed, "error": str(error)}
 
     def one(self, key: Run, kept: str = "") -> dict[str, Any]:
         """The row of one run."""

@@ -69,9 +69,14 @@ class Learner(nn.Module):
         """Where the weights lie."""
         return next(self.parameters()).device
 
-    def features(self, x: Tensor) -> Tensor:
-        """Features of rows, dropout included [row, width]."""
-        return self.dropout(self.featurizer(x))
+    @property
+    def block(self) -> int:
+        """Rows at a time where nothing learns."""
+        return getattr(self.featurizer, "block", BLOCK)
+
+    def features(self, x: Tensor, **how: Any) -> Tensor:
+        """Features of rows, dropout included [row, width]; ``how`` is for featurizers that take more than rows."""
+        return self.dropout(self.featurizer(x, **how))
 
     def forward(self, x: Tensor) -> Tensor:
         """Scores of the classes [row, class]."""
@@ -95,7 +100,7 @@ class Learner(nn.Module):
         was = self.training
         self.eval()
         found = []
-        for rows in x.split(BLOCK):
+        for rows in x.split(self.block):
             z = self.features(rows)
             found.append((z, self.head(z)))
         self.train(was)

@@ -30,8 +30,10 @@ class Training(Settings):
     """How long and how a learner is trained."""
 
     steps: Annotated[int, Setting("steps; each sees one batch of every domain", 1)] = 500
-    batch: Annotated[int, Setting("rows of each labelled domain per step", 1)] = 32
-    target_batch: Annotated[int, Setting("rows of each target per step; 0 = as many as of all labelled domains together", 0)] = 0
+    batch: Annotated[int, Setting("rows of each labelled domain per step; 0 = all of them", 0)] = 32
+    target_batch: Annotated[
+        int, Setting("rows of each target per step; 0 = as many as of all labelled domains together, all where batch is 0", 0)
+    ] = 0
     optimizer: Annotated[
         str, Setting("who updates the weights; rk2 and rk4 play a game of one loss with Runge-Kutta steps", choices=OPTIMIZERS)
     ] = "adam"
@@ -91,7 +93,7 @@ def fit(
     training = training or Training(**method.training)
     if method.source_free():
         data = replace(data, labelled=(), validation=())  # never opened
-    asked = _check(method, data, training)
+    asked = _check(method, learner, data, training)
     run = _Run(method, learner, data, training, asked, score)
     if folder is None:
         run.go(None)
@@ -112,7 +114,9 @@ def fit(
     return run.fitted
 
 
-def _check(method: Any, data: Data, training: Training) -> tuple[str, ...]:
+def _check(method: Any, learner: Learner, data: Data, training: Training) -> tuple[str, ...]:
+    if getattr(method, "form", "") == "graph" and not getattr(learner.featurizer, "graphs", None):
+        raise AcclimateError(f"{method.name} works on nodes of graphs; build the learner on models.graph.GraphNet and attach graphs to it")
     words = arguments(type(method), "step")
     asked, needs = tuple(words), [name for name, word in words.items() if word.default is word.empty]
     labelled = len(data.labelled)
@@ -135,7 +139,9 @@ def _marks(data: Data) -> list:
 
 
 def _sums(learner: nn.Module) -> list:
-    return [[name, list(value.shape), float(value.double().sum())] for name, value in learner.state_dict().items()]
+    graphs = getattr(learner, "featurizer", None) and getattr(learner.featurizer, "fingerprint", "")
+    found = [[name, list(value.shape), float(value.double().sum())] for name, value in learner.state_dict().items()]
+    return [*found, graphs] if graphs else found
 
 
 class _Run:
@@ -157,7 +163,7 @@ class _Run:
             self.samplers["target"] = Sampler(data.targets, size, training.seed, len(data.labelled))
         for word, pool in (("labelled", data.asked), ("replay", data.replay)):
             if pool:
-                size = max(2, min(training.batch, len(pool)))  # a single row comes twice: batch-norm needs two
+                size = max(2, min(training.batch or len(pool), len(pool)))  # a single row comes twice: batch-norm needs two
                 self.samplers[word] = Sampler([pool], size, training.seed, len(data.labelled))
         self.samplers |= {word: Course(data.labelled[0], rows) for word, rows in (data.course or {}).items()}
         self.score = score or self._chooser()
@@ -318,12 +324,12 @@ def add_parts(method: Any, learner: Learner, seed: int) -> None:
 
 
 @torch.no_grad()
-def predict(method: Any, learner: Learner, x: Tensor, where: Place | None = None, block: int = 512) -> Tensor:
+def predict(method: Any, learner: Learner, x: Tensor, where: Place | None = None, block: int = 0) -> Tensor:
     """Scores [row, class] of any number of rows, as the method predicts, in evaluation mode; ``where`` is the domain they are of."""
     was = learner.training
     learner.eval()
     more = {"where": where or Place()} if "where" in arguments(type(method), "predict") else {}
-    found = torch.cat([method.predict(learner, rows, **more) for rows in x.split(block)])
+    found = torch.cat([method.predict(learner, rows, **more) for rows in x.split(block or learner.block)])
     learner.train(was)
     return found
 

@@ -165,7 +165,10 @@ def whole(pools: Sequence[Pool], first: int = 0) -> Batch:
 
 
 class Sampler:
-    """Batches of ``size`` rows of each domain, whose rows come in a new order in every pass; batch ``k`` is always the same."""
+    """Batches of ``size`` rows of each domain, whose rows come in a new order in every pass; batch ``k`` is always the same.
+
+    ``size`` 0 gives all rows at every step, domains that differ in size as they are.
+    """
 
     def __init__(self, pools: Sequence[Pool], size: int, seed: int, first: int = 0):
         self.all, self.size, self.seed, self.first = whole(pools, first), size, seed, first
@@ -180,9 +183,11 @@ class Sampler:
     @property
     def epoch(self) -> int:
         """Batches until the largest domain was seen once."""
-        return -(-max(self.all.sizes) // self.size)
+        return -(-max(self.all.sizes) // self.size) if self.size else 1
 
     def __getitem__(self, k: int) -> Batch:
+        if not self.size:
+            return self.all
         found = []
         for domain, rows in enumerate(self.all.sizes):
             start, end = k * self.size, (k + 1) * self.size
