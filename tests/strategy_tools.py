@@ -55,6 +55,9 @@ class Bench:
     def bits(self, model, domain, split="validation", most=60_000):
         return bits_per_byte(model, limited(domain, split, most), width=64).value
 
+    def surprise(self, model, domain, split="test", most=60_000, width=0):
+        return bits_per_byte(model, limited(domain, split, most), overlap=0.0, width=width, ranks=True)
+
     def search(self, name, fitness, start, **given):
         return search(fitness, start, seed=self.seed, log=self.folder / f"{name}.jsonl", **given)
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from .engines.finetune import FineTuning, Sources, Tuned
+    from .engines.score import Bits
     from .model import FeatureModel, Model
     from .tools import Tools
 
@@ -63,6 +64,14 @@ class Named:
             )
         return float(bits_per_byte(model, limited(domain, split, most)).value)
 
+    def surprise(self, model: "Model", domain: Domain, split: str = "test", most: int = 150_000, width: int = 0) -> "Bits":
+        """Surprise and ranks of the true tokens on the first ``most`` bytes of a split, in windows of ``width`` tokens side by side."""
+        from .engines.score import bits_per_byte
+
+        if split not in domain.splits:
+            raise AcclimateError(f"{self.step.use} measures on the {split} split of {domain.name}, which has none; give it one")
+        return bits_per_byte(model, limited(domain, split, most), overlap=0.0, width=width, ranks=True)
+
     def search(self, name: str, fitness: Callable, start: "np.ndarray", **settings: Any) -> Any:
         """CMA-ES (engines.search) with its log of trials in the run directory, so that a killed search goes on."""
         from .engines.search import search
@@ -95,6 +104,12 @@ class Named:
             with atomic_file(path) as temporary, open(temporary, "wb") as handle:
                 np.save(handle, fit(texts, seed=self.seed).embed(texts))
         return np.load(path)
+
+    def vectors(self, texts: list[str], encoder: str = "minilm") -> "np.ndarray":
+        """A vector per text [text, width] from a pretrained sentence encoder; kept in the cache."""
+        from .shifts import encoded
+
+        return encoded(texts, encoder).numpy()
 
     def note(self, name: str, value: Any) -> None:
         """Keep what was chosen on the way, as ``notes/<step>.<name>.json`` in the run directory."""

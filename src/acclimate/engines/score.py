@@ -24,11 +24,12 @@ from .tokens import encode
 
 @dataclass
 class Bits:
-    """Per-document sums: nats of surprise, bytes, scored tokens (all [document])."""
+    """Per-document sums: nats of surprise, bytes, scored tokens (all [document]), and 1 / rank of the true token where it was asked for."""
 
     nats: np.ndarray
     bytes: np.ndarray
     tokens: np.ndarray
+    reciprocal_ranks: np.ndarray | None = None
 
     @property
     def bits(self) -> np.ndarray:
@@ -60,6 +61,7 @@ def bits_per_byte(
     width: int = 0,
     precision: str = "fp32",
     what: str = "",
+    ranks: bool = False,
 ) -> Bits:
     """Surprise of every document under the model.
 
@@ -70,6 +72,7 @@ def bits_per_byte(
         texts: documents; an empty list is an error.
         rows: windows per batch (changes speed, not the figures).
         width: window in tokens; 0 = the model's context, 512 at most.
+        ranks: also find at which rank the true token stands (causal models).
     """
     if not len(texts):
         raise AcclimateError("there are no documents to score")
@@ -95,7 +98,7 @@ def bits_per_byte(
         raise AcclimateError(f"no document has a token that can be scored: {model.name} has no begin token, and all have one token at most")
     packed = packs(model)
     plan = pack([end - start for _, start, _, end in windows], width) if packed else [[i] for i in range(len(windows))]
-    nats, counts = np.zeros(len(windows)), np.zeros(len(windows), np.int64)
+    nats, counts, inverse = np.zeros(len(windows)), np.zeros(len(windows), np.int64), np.zeros(len(windows))
     model.net.eval()
     with bar(what=what or f"scoring {model.name}", total=len(plan), unit="row") as shown, autocast(model.device, precision):
         for begin in range(0, len(plan), rows):
@@ -112,12 +115,17 @@ def bits_per_byte(
                 batch = padded(joined, model.tokenizer.pad_token_id or 0)
             batch = {name: value.to(model.device) for name, value in batch.items()}
             out = logits(model.net, batch, model.kind)[:, :-1].float()
-            surprise = (out.logsumexp(2) - out.gather(2, batch["input_ids"][:, 1:, None])[..., 0]).cpu().double().numpy()
+            true = out.gather(2, batch["input_ids"][:, 1:, None])
+            surprise = (out.logsumexp(2) - true[..., 0]).cpu().double().numpy()
+            found = 1 / (1 + (out > true).sum(2)).cpu().double().numpy() if ranks else None
             for r, row in enumerate(some):
                 at = 0
                 for i in row:
                     _, start, scored, end = windows[i]
-                    nats[i] = surprise[r, at + scored - start - 1 : at + end - start - 1].sum()
+                    part = slice(at + scored - start - 1, at + end - start - 1)
+                    nats[i] = surprise[r, part].sum()
+                    if found is not None:
+                        inverse[i] = found[r, part].sum()
                     counts[i] = end - scored
                     at += end - start
             shown.update(len(some))
@@ -127,6 +135,7 @@ def bits_per_byte(
         np.bincount(documents, nats, size),
         np.array([len(text.encode()) for text in texts], np.float64),
         np.bincount(documents, counts, size),
+        np.bincount(documents, inverse, size) if ranks else None,
     )
 
 

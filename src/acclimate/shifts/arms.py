@@ -12,7 +12,8 @@ from ..engines.online import Online, stream
 from ..engines.shift import Data, Learner, Pool, Training, fit, right
 from ..engines.shift.pools import whole
 from ..errors import AcclimateError, nearest
-from ..method import Setting, Settings, load, names
+from ..kinds import Strategy
+from ..method import Setting, Settings, find, load, names
 from .domains import Scale
 
 Make = Callable[[int], Learner]  # seed -> learner
@@ -51,6 +52,8 @@ def method_named(name: str, settings: dict[str, Any], rooms: Sequence[str]) -> A
     if full not in known:
         short = [each.partition(".")[2] for each in known]
         raise AcclimateError(f"no method {name!r} of {', '.join(rooms)}{nearest(name, [*known, *short])}")
+    if issubclass(find(full), Strategy):
+        raise AcclimateError(f"{full} works through the training of language models; name it with use: in a recipe (acclimate run)")
     return load(full, **settings)
 
 
