@@ -28,9 +28,12 @@ def example(method: Any, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
 def reference_number(method: Any, inputs: dict[str, Any]) -> list[float]:
     """Scores of the last of several batches x [batch, row, column]: x are the features, ``head`` the head without bias.
 
-    Weights stay as they are; with ``losses`` what the last batch yields instead.
+    Weights stay as they are; with ``losses`` what the last batch yields instead. With ``featurizer`` [width, column] features are its
+    products with x.
     """
     made = _shifted.headed(inputs["head"])
+    if "featurizer" in inputs:
+        made.featurizer = _shifted.headed(inputs["featurizer"]).head
     _driven(method, made, torch.tensor(inputs["x"][0]), filled=True)
     for x in inputs["x"][1:-1]:
         _driven(method, made, torch.tensor(x), first=False)
