@@ -16,6 +16,7 @@ from acclimate.errors import AcclimateError
 from acclimate.method import load
 from acclimate.model import Injected, Model
 from acclimate.model.composition import Rows
+from acclimate.parts.spans import best_spans, span_loss
 from worlds import model_of, network
 
 IDS = small.tokens()
@@ -94,6 +95,33 @@ def test_rows_answer_each_through_the_head_of_its_adapter():
         for i, name in enumerate(order):
             (alone,) = answers(made, name, slice(i, i + 1))
             assert torch.allclose(found[i], alone[0], atol=1e-5), name
+
+
+def test_questions_are_answered_by_a_span():
+    """A head learns where the answer starts and ends; the span is the best pair of them, never one that ends before it starts."""
+    torch.manual_seed(0)
+    made = headed().put_head("d", "question_answering", seed=2).learn("d")
+    assert made.specs["d"]["head"] == {"kind": "question_answering", "labels": [], "pooling": "mean"}
+    (found,) = answers(made, "d")
+    assert found.shape == (2, 6, 2)
+    assert torch.allclose(found.double(), by_hand(made, "d", states(made, "d"), MASK), atol=1e-5)
+    start, end = torch.tensor([1, 2]), torch.tensor([3, 4])
+    optimizer = torch.optim.Adam([weight for weight in made.parameters() if weight.requires_grad], 0.02)
+    made.activate("d")
+    for _ in range(40):
+        optimizer.zero_grad()
+        span_loss(made.answers(input_ids=IDS, attention_mask=MASK)[0], start, end, MASK).backward()
+        optimizer.step()
+    made.eval()
+    first, last, best = best_spans(answers(made, "d")[0], MASK)
+    assert torch.equal(first, start)
+    assert torch.equal(last, end)
+    (scores,) = answers(made, "d")
+    spans = {(a, b): float(scores[0, a, 0] + scores[0, b, 1]) for a in range(4) for b in range(a, 4)}  # row 0 has 4 tokens
+    assert best[0].item() == pytest.approx(max(spans.values()), abs=1e-6)
+    assert float(best_spans(scores, torch.zeros_like(MASK))[2][0]) == -float("inf")
+    with pytest.raises(AcclimateError, match="has no labels"):
+        made.put_head("d", "question_answering", ["start", "end"])
 
 
 def test_a_language_models_head_begins_as_the_networks():

@@ -18,13 +18,15 @@ from .composition import Rows, branches, copies
 if TYPE_CHECKING:
     from .injected import Injected
 
-KINDS = ("classification", "tagging", "language_model")
+KINDS = ("classification", "tagging", "question_answering", "language_model")
+UNLABELLED = ("question_answering", "language_model")
 POOLING = ("mean", "cls", "last")
 DROPOUT = 0.1
 
 
 class Head(nn.Module):
-    """From last states [row, token, width]: scores [row, label] (classification), [row, token, label] or [row, token, id].
+    """From last states [row, token, width]: scores [row, label] (classification), [row, token, label] or [row, token, id]; for questions
+    [row, token, 2], how well an answer starts and how well it ends there (Devlin et al. 2019, section 4.2; parts/spans.py reads them).
 
     Classification pools over the tokens that are not padding ("mean"), or takes the first ("cls") or the last of them ("last"), and has
     one tanh layer; the others read each token.
@@ -57,8 +59,8 @@ def made(net: Any, kind: str, labels: Sequence[str], pooling: str, seed: int) ->
     config: Any = net.config
     if getattr(config, "is_encoder_decoder", False):
         raise AcclimateError("heads read the last states of one stack, and this network is an encoder-decoder; use its own output layer")
-    if isinstance(labels, str) or len(set(labels)) != len(labels) or bool(labels) == (kind == "language_model"):
-        takes = "has no labels" if kind == "language_model" else "needs a list of labels, each once"
+    if isinstance(labels, str) or len(set(labels)) != len(labels) or bool(labels) == (kind in UNLABELLED):
+        takes = "has no labels" if kind in UNLABELLED else "needs a list of labels, each once"
         raise AcclimateError(f"a {kind} head {takes}, but was given {labels!r}")
     width = config.hidden_size
     if kind == "language_model":
@@ -68,7 +70,7 @@ def made(net: Any, kind: str, labels: Sequence[str], pooling: str, seed: int) ->
         return Head(kind, (), width, pooling, copy.deepcopy(own[0]).requires_grad_(True))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Head(kind, labels, width, pooling, nn.Linear(width, len(labels)))
+        return Head(kind, labels, width, pooling, nn.Linear(width, len(labels) or 2))
 
 
 def answers(net: "Injected", **inputs: Any) -> list[Tensor]:

@@ -96,8 +96,9 @@ class Injected(nn.Module):
     def put_head(self, name: str, kind: str, labels: Sequence[str] = (), *, pooling: str = "mean", seed: int = 0) -> "Injected":
         """Give an adapter a head of its own, in the place of any before: it is saved, learns and goes with the adapter.
 
-        kind: classification, tagging (of each token), both with their ``labels`` in the order of the scores; or language_model, which
-        begins as a copy of the network's output layer. pooling (classification): mean, cls or last. See :meth:`answers`.
+        kind: classification, tagging (of each token), both with their ``labels`` in the order of the scores; question_answering (where the
+        answer starts and ends in the text); or language_model, which begins as a copy of the network's output layer. pooling
+        (classification): mean, cls or last. See :meth:`answers`.
         """
         self._known(name)
         made = adapter_heads.made(self.net, kind, labels, pooling, seed)
