@@ -194,6 +194,7 @@ class _Shift(Method):
     least: ClassVar[int] = 1  # labelled domains without which the method has no meaning
     training: ClassVar[dict[str, Any]] = {}  # the paper's training settings, where they are not the engine's (engines/shift Training)
     fresh: ClassVar[bool] = False  # source-free, but from weights of its own: only what ``adopt`` takes over is left of the source model
+    open: ClassVar[bool] = False  # its scores end in one more column: "unknown", a class that no source has
     form: ClassVar[str] = ""  # "graph" where rows must be nodes of graphs (models/graph.py)
 
     @classmethod
@@ -219,7 +220,7 @@ class _Shift(Method):
         """Before every pass over the largest domain, the first one too. May ask for ``labelled``: all rows whose labels were asked for."""
 
     def end(self, learner: Any, source: Any, target: Any) -> None:
-        """After the last step, with the weights that were kept."""
+        """After the last step, with the weights that were kept. May ask for ``validation``: all held-out rows of the sources, or None."""
 
     def predict(self, learner: Any, x: "Tensor") -> "Tensor":
         """Scores of the classes [row, class]. A method that must know the domain asks for ``where`` as well (engines.shift.Place)."""

@@ -41,6 +41,7 @@ WORDS: dict[str, str] = {
     "domains": "the same where there is no target: a batch of every labelled domain, domain after domain",
     "target": "a batch of the target without labels (y is None)",
     "labelled": "rows of the target whose labels were asked for so far, a batch of them; None before the first query",
+    "validation": "all held-out rows of the labelled domains, a batch of them; None where nothing was held out",
     "replay": "rows of earlier tasks from the memory, a batch of them; None in the first task",
     "pool": "all unlabelled rows of the target that may still be asked for",
     "budget": "how many labels may be asked for in this round",

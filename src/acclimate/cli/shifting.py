@@ -66,7 +66,8 @@ def shift(
             span = f"{row['mean'] - row['ci95']:.3f} {row['mean'] + row['ci95']:.3f}"
         else:
             span = f"{alone[0]['low']:.3f} {alone[0]['high']:.3f}"
-        typer.echo(f"{row['method']:36} {row['mean']:8.3f}  {span:>13}  {row['seconds']:7.1f}")
+        opened = f"  H-score {row['h_score']:.3f}" if "h_score" in row else ""
+        typer.echo(f"{row['method']:36} {row['mean']:8.3f}  {span:>13}  {row['seconds']:7.1f}{opened}")
     for row in found["failed"]:
         typer.echo(f"{row['method']} on {row['target']} has no figure: {row['error']}")
     if oracle := [row["method"] for row in found["rows"] if row["choice"] == "oracle"]:

@@ -72,7 +72,8 @@ def prototype_labels(features: Tensor, scores: Tensor, rounds: int = 1) -> Tenso
 
 
 def sureness(scores: Tensor, by: str = "entropy") -> Tensor:
-    """How sure each prediction is [row]: minus its entropy, the gap of the two largest probabilities (margin), or the largest (confidence).
+    """How sure each prediction is [row]: minus its entropy, the gap of the two largest probabilities (margin), the largest (confidence),
+    or the logarithm of the sum of exp(scores) (energy, with its sign turned: Liu et al. 2020, https://arxiv.org/abs/2010.03759).
 
     >>> scores = torch.tensor([[0.0, 0.0, -100.0], [2.0, 0.0, 0.0]])
     >>> [round(v, 3) for v in sureness(scores, "margin").tolist()]
@@ -80,5 +81,7 @@ def sureness(scores: Tensor, by: str = "entropy") -> Tensor:
     """
     if by == "entropy":
         return -entropy(scores)
+    if by == "energy":
+        return scores.logsumexp(1)
     first, second = scores.softmax(1).topk(2, 1).values.unbind(1)
     return first - second if by == "margin" else first

@@ -15,6 +15,7 @@ from ..errors import AcclimateError
 from ..files import atomic_dir, read_json, write_json
 from ..method import load
 from ..model.arrays import backbone as new_backbone
+from ..parts.openness import UNKNOWN
 from .domains import Scale, encoded, token_rows
 
 TOKENS = 128  # of a text, for an encoder that learns
@@ -88,8 +89,9 @@ class Adapted:
         return predict(self.method, learner, self.rows(given), where)
 
     def predict(self, given: Sequence[str] | Tensor, domain: str = "") -> list[str]:
-        """The likeliest class of each row."""
-        return [self.classes[number] for number in self.scores(given, domain).argmax(1).tolist()]
+        """The likeliest class of each row, or "unknown" where the method is for open classes and knows none."""
+        names = [*self.classes, UNKNOWN]
+        return [names[number] for number in self.scores(given, domain).argmax(1).tolist()]
 
     def save(self, folder: str | Path) -> Path:
         """Write ``adapted.json`` (what it is) and ``learner.pt`` (weights and what the method remembers); whole or not at all."""

@@ -28,6 +28,7 @@ class Seen:
     sources: list[Pool]
     pool: Pool  # the target's training rows with labels: only active learning asks for some
     scale: Scale | None = None
+    new: Sequence[str] = ()  # the target's classes that no source has; their rows are labelled by the number of classes
 
 
 @dataclass

@@ -35,8 +35,8 @@ class Shifted:
     text: bool = False  # whether the rows were made of text
 
     def numbered(self, classes: Sequence[str]) -> Parts:
-        """The pools with labels as numbers of these classes."""
-        table = torch.tensor([classes.index(c) for c in self.classes])
+        """The pools with labels as numbers of these classes; a class that is not among them has their number (unknown)."""
+        table = torch.tensor([classes.index(c) if c in classes else len(classes) for c in self.classes])
         return {split: replace(pool, y=None if pool.y is None else table[pool.y]) for split, pool in self.parts.items()}
 
 

@@ -24,4 +24,6 @@ def leaderboard(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         mean, half = seed_interval(values) if len(values) > 1 else (values[0], None)
         seconds = float(np.mean([row["seconds"] for row in own]))
         found.append({"method": method, "mean": mean, "ci95": half, "seconds": seconds, "targets": len(by_target), "by_target": by_target})
+        if scores := [row["h_score"] for row in own if "h_score" in row]:  # of targets with classes that no source has
+            found[-1]["h_score"] = float(np.mean(scores))
     return sorted(found, key=lambda row: -row["mean"])

@@ -20,6 +20,7 @@ from ..engines.shift import Data, right
 from ..errors import AcclimateError, nearest
 from ..files import digest, read_json, write_json
 from ..method import find
+from ..parts.openness import h_score
 from ..parts.statistics import mean_interval
 from ..progress import bar, say
 from .adapted import Adapted, make_learner, text_options
@@ -90,6 +91,9 @@ def shift(
         about: facts of each domain, {name: numbers}, for methods that use them; "names" takes vectors of the domains' names.
         keep: save every learner in ``out``/models/<method>/<target>/<seed>, for ``Adapted.load``.
         workers: processes that run side by side.
+
+    A class of the target that no source has is the class "unknown" to methods for open classes (thresholding, ovanet, uan, cmu, uniot),
+    whose rows then hold the accuracies ``common`` and ``unknown`` and their harmonic mean, ``h_score``, too.
 
     Returns rows [{method, target, seed, accuracy, low, high, rows, source_accuracy, seconds, step, choice}], a leaderboard
     [{method, mean, ci95, seconds, targets}] best first, and what was used. With ``out`` the same is written to ``shift.json`` as it goes,
@@ -224,12 +228,18 @@ class _Sweep:
         target, seed, name = key
         options, seen = self.options, self.visible(target)
         method: Any = find(name)(**options.settings)
+        if seen.new and not method.open:
+            raise AcclimateError(
+                f"target {target!r} has the class {seen.new[0]!r}, which no source has, but {method.name} knows the sources' classes only; "
+                "leave its rows out, or use a method for open classes: thresholding, ovanet, uan, cmu, uniot"
+            )
         own, _ = text_options(options.backbone, options.options, options.encoder)
         make = partial(make_learner, seen.test.x, seen.data.classes, options.backbone, options.head, options=own)
         started = time.perf_counter()
         made = run(method, seen, make, {**options.training, "seed": seed}, options.plan)
         seconds = time.perf_counter() - started
         accuracy, low, high = mean_interval(made.right.numpy())
+        opened = h_score(made.right, seen.test.y, len(seen.data.classes)) if seen.new and seen.test.y is not None else {}
         sources = float(np.mean([float(right(method, made.learner, pool).mean()) for pool in seen.sources]))
         if kept:
             text = options.encoder if self.domains[target].text else ""
@@ -237,7 +247,7 @@ class _Sweep:
             adapted.save(Path(kept) / name / target.strip("/").replace("/", "-") / str(seed))
         return {
             "method": name, "target": target, "seed": seed, "accuracy": accuracy, "low": low, "high": high, "rows": len(seen.test),
-            "source_accuracy": sources, "seconds": seconds, **made.told,
+            "source_accuracy": sources, "seconds": seconds, **made.told, **opened,
         }  # fmt: skip
 
     def _facts(self) -> dict[str, Tensor]:
@@ -258,10 +268,7 @@ class _Sweep:
 def _visible(every: dict[str, Shifted], name: str, scale: str, facts: dict[str, Tensor]) -> Seen:
     """One domain as the target, all others as sources."""
     classes = list(dict.fromkeys(c for key, domain in every.items() if key != name for c in domain.classes))
-    if new := [c for c in every[name].classes if c not in classes]:
-        raise AcclimateError(
-            f"target {name!r} has the class {new[0]!r}, which no source has; leave its rows out, or use a method for open classes"
-        )
+    new = [c for c in every[name].classes if c not in classes]
     for key, domain in every.items():
         if missing := [c for c in classes if c not in domain.classes]:
             say(f"domain {key!r} has no rows of {len(missing)} of {len(classes)} classes, e.g. {missing[0]!r}")
@@ -273,4 +280,4 @@ def _visible(every: dict[str, Shifted], name: str, scale: str, facts: dict[str, 
         [each["train"] for each in sources], own["train"].unlabelled(), [each["validation"] for each in sources], classes,
         oracle=own["validation"],
     )  # fmt: skip
-    return Seen(data, own["test"], [each["test"] for each in sources], own["train"], used)
+    return Seen(data, own["test"], [each["test"] for each in sources], own["train"], used, new)

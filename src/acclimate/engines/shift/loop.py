@@ -208,7 +208,9 @@ class _Run:
             learner.load_state_dict(self.best["weights"])
             learner.memory = self.best["memory"]
         learner.eval()
-        self.method.end(learner, self.data.source, self.data.whole_target)
+        held = self.data.validation if "validation" in arguments(type(self.method), "end") else ()
+        more = {"validation": whole(held)} if held else {}
+        self.method.end(learner, self.data.source, self.data.whole_target, **more)
         self.fitted.kept = self.fitted.kept or steps
 
     def _one(self) -> None:
@@ -338,6 +340,7 @@ def right(method: Any, learner: Learner, pool: Pool) -> Tensor:
     """Which rows of a pool are classified as their labels say [row] (0 or 1); minus the squared error where values are predicted.
 
     Where every pixel has a label, the share of each row's labelled pixels.
+    Rows of a class that no source has are labelled by the number of classes: right where a method for open classes says "unknown".
     """
     if pool.y is None:
         raise AcclimateError(f"domain {pool.name!r} has no labels to measure by")

@@ -30,6 +30,9 @@ def reverse_risk(method: Any, learner: Learner, data: Data, training: Training |
     training = training or Training(**method.training)
     target = data.target
     said = predict(method, learner, target.x, learner.place(target.name, target.about)).argmax(1)
+    if method.open:  # rows of no known class have nothing to teach on the way back
+        known = (said < learner.classes).nonzero()[:, 0]
+        target, said = target.select(known), said[known]
     order = torch.randperm(len(target), generator=torch.Generator().manual_seed(training.seed))
     held = max(1, round(HELD * len(target)))
     labelled = replace(target, y=said)
