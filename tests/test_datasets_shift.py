@@ -169,3 +169,13 @@ def test_sets_of_numbers_go_through_the_door_of_domains():
     domain = ArrayDomain.load("wells", "well_logs/nolan")
     assert set(domain.splits) == {"train", "test"}
     assert sum(map(len, domain.splits.values())) + domain.dropped["exact"] == 415
+
+
+@needs_data
+def test_a_published_table_is_made_again():
+    from acclimate.experiments import shift_references as references
+
+    found = references.measured(pairs=1)
+    assert found["measured"]["NN"]["CA"] == pytest.approx(23.70, abs=0.01)
+    assert found["measured"]["CORAL"]["CA"] == pytest.approx(52.1, abs=3)
+    assert any("| CORAL, published | 52.1 |" in line for line in references.table(found))

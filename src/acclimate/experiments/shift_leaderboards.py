@@ -19,6 +19,7 @@ from ..files import cache_dir, read_json, write_json, write_text
 from ..method import find, names
 from ..runs import provenance
 from ..shifts import shift
+from . import shift_references
 
 ROOMS = ("domain_generalization", "domain_adaptation", "test_time")
 
@@ -86,6 +87,8 @@ def page(folder: Path) -> str:
     for name in BENCHMARKS:
         if (folder / f"{name}.json").is_file():
             lines += _table(name, read_json(folder / f"{name}.json"))
+    if (folder / "references.json").is_file():
+        lines += shift_references.table(read_json(folder / "references.json"))
     return "\n".join(lines)
 
 
