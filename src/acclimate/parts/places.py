@@ -35,6 +35,38 @@ def ends(net: nn.Module, most: int = 4) -> list[str]:
     return _spread(units, [*(start - 1 for start in _starts(units)[1:]), len(units) - 1], most)
 
 
+def blocks(net: nn.Module) -> list[str]:
+    """Layers by name: the units of a network that hold several layers with weights; where there is none, the ends of its stages.
+
+    >>> blocks(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.TransformerEncoderLayer(2, 1), nn.TransformerEncoderLayer(2, 1)))
+    ['2', '3']
+    """
+    found = [name for name, unit in _units(net) if sum(any(True for _ in part.parameters(False)) for part in unit.modules()) > 1]
+    return found or ends(net)
+
+
+def as_tokens(net: nn.Module, x: Tensor) -> Tensor:
+    """What passes in a network as [row, token, width]: vectors are one token, maps [row, width, *place] have one for each place.
+
+    [row, a, b] are tokens of width b where the network has attention, or else a series of width a.
+
+    >>> as_tokens(nn.Identity(), torch.zeros(2, 3, 4, 5)).shape, as_tokens(nn.Identity(), torch.zeros(2, 3)).shape
+    (torch.Size([2, 20, 3]), torch.Size([2, 1, 3]))
+    """
+    if x.ndim == 2:
+        return x[:, None]
+    return x if _attends(net, x) else x.flatten(2).transpose(1, 2)
+
+
+def from_tokens(net: nn.Module, tokens: Tensor, like: Tensor) -> Tensor:
+    """The way back to the shape of what passed there."""
+    return (tokens if like.ndim == 2 or _attends(net, like) else tokens.transpose(1, 2)).reshape(like.shape)
+
+
+def _attends(net: nn.Module, x: Tensor) -> bool:
+    return x.ndim == 3 and any("attention" in type(module).__name__.lower() for module in net.modules())
+
+
 def _starts(units: Sequence[tuple[str, nn.Module]]) -> list[int]:
     return [place for place, (_, unit) in enumerate(units) if any(weight.ndim > 1 for weight in unit.parameters())]
 
@@ -55,6 +87,8 @@ def _units(net: nn.Module, before: str = "") -> Iterator[tuple[str, nn.Module]]:
 @contextmanager
 def passing(net: nn.Module, names: Sequence[str], change: Callable[[str, Tensor], Tensor] | None = None) -> Iterator[dict[str, Tensor]]:
     """What the last pass inside let out of these layers, by name; ``change`` (name, output) gives what passes on instead.
+
+    Raises AcclimateError at the end for a layer that is not there or lets nothing out, as those of graphs: nothing would be changed there.
 
     >>> net = nn.Sequential(nn.Identity(), nn.ReLU())
     >>> with passing(net, ["0"], lambda name, x: x + 1) as seen:
@@ -79,6 +113,11 @@ def passing(net: nn.Module, names: Sequence[str], change: Callable[[str, Tensor]
     finally:
         for each in hooks:
             each.remove()
+    if silent := [name for name in names if name not in seen]:
+        raise AcclimateError(
+            f"rows do not pass layer {silent[0]!r} of {type(net).__name__} by itself, so that no method can reach them there; "
+            "name another layer (at), or choose another method"
+        )
 
 
 @torch.no_grad()
