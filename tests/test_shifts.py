@@ -210,11 +210,14 @@ def test_sound_series_and_images_of_other_networks(tmp_path):
     for name, options, rows in (
         ("audio", {}, torch.rand(3, 1, 2000)),
         ("series_transformer", {}, torch.rand(3, 9, 40)),
+        ("resnet", {"width": 4}, torch.rand(3, 1, 16, 16)),
         ("vision", {"model": str(tmp_path / "vit")}, torch.rand(3, 3, 24, 24)),
     ):
         learner = shifts.make_learner(rows, ["a", "b"], name, options=options)
         assert learner(rows).shape == (3, 2)
         assert backbone(name, learner.featurizer.settings).features == learner.width
+    whole = backbone("resnet", {"width": 64, "small": False})
+    assert sum(weight.numel() for weight in whole.parameters()) == 11_176_512  # ResNet-18 without its last layer
     with pytest.raises(AcclimateError, match="sees images of 3 channels"):
         shifts.make_learner(torch.rand(2, 1, 8, 8), ["a"], "vision", options={"model": str(tmp_path / "vit")})
     with pytest.raises(AcclimateError, match="cannot be loaded as a vision model"):
