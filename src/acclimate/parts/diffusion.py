@@ -8,6 +8,7 @@ https://arxiv.org/abs/2010.02502; Dhariwal & Nichol 2021, algorithm 2 (classifie
 Rows lie between -1 and 1. A network is called as net(x [row, *shape], time [row], class [row] or None) and gives the noise in x."""
 
 import math
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -58,8 +59,8 @@ def noised(x: Tensor, noise: Tensor, left: Tensor) -> Tensor:
     >>> noised(torch.tensor([[1.0]]), torch.tensor([[2.0]]), torch.tensor(0.64)).item()  # 0.8 + 0.6 x 2
     2.0
     """
-    left = left.to(x).view(-1, *[1] * (x.ndim - 1)) if left.ndim else left.to(x)
-    return left.sqrt() * x + (1 - left).sqrt() * noise
+    left = (left.view(-1, *[1] * (x.ndim - 1)) if left.ndim else left).to(x.device)
+    return left.sqrt().to(x.dtype) * x + (1 - left).sqrt().to(x.dtype) * noise
 
 
 def clean(x: Tensor, noise: Tensor, left: Tensor) -> Tensor:
@@ -138,7 +139,7 @@ def drawn(
     """
     x = noise
     for step in range(len(chain), 0, -1):
-        left, before = chain.left[step].to(x), chain.left[step - 1].to(x)
+        left, before = chain.left[step].to(x.device), chain.left[step - 1].to(x.device)
         with torch.set_grad_enabled(step <= tail):
             time = chain.told(step, x)
             found = net(x, time, y)
@@ -177,7 +178,7 @@ def projected(net: Net, x: Tensor, noise: Tensor, chain: Chain, factor: int, sca
     """
     kept, now = low_pass(x, factor), noised(x, noise[-1], chain.left[len(noise) - 1])
     for step in range(len(noise) - 1, 0, -1):
-        left, before = chain.left[step].to(x), chain.left[step - 1].to(x)
+        left, before = chain.left[step].to(x.device), chain.left[step - 1].to(x.device)
         with torch.enable_grad():
             now = now.detach().requires_grad_()
             first = clean(now, net(now, chain.told(step, now), None), left)
@@ -185,3 +186,14 @@ def projected(net: Net, x: Tensor, noise: Tensor, chain: Chain, factor: int, sca
             (slope,) = torch.autograd.grad(gap, now)
         now = ddpm(now.detach(), first.detach(), left, before, noise[step - 1]) - scale * slope
     return now.detach()
+
+
+def own_noise(row: Tensor, count: int) -> Tensor:
+    """Standard normal noise that depends on the entries of a row alone [count, *shape].
+
+    >>> row = torch.tensor([1.0, 2.0])
+    >>> torch.equal(own_noise(row, 3), own_noise(row.clone(), 3)), torch.equal(own_noise(row, 3), own_noise(row + 1, 3))
+    (True, False)
+    """
+    draw = torch.Generator().manual_seed(zlib.crc32(row.detach().float().cpu().numpy().tobytes()))
+    return torch.randn(count, *row.shape, generator=draw)
