@@ -21,7 +21,13 @@ def shift(
     method: Annotated[
         str, typer.Option(help="methods of adaptation, generalization, test time, active learning, with commas between: erm,dann,tent")
     ],
-    sources: Annotated[str, typer.Option(help="labelled domains, with commas between: dataset/domain, folders, or bare names")],
+    sources: Annotated[
+        str,
+        typer.Option(
+            help="labelled domains, with commas between: dataset/domain, folders, or bare names; graphs (whose nodes are classified, never "
+            "whole graphs) also as npz files of x, edges and y"
+        ),
+    ],
     target: Annotated[str, typer.Option(help="the domain without labels; left out: each source is left out in turn")] = "",
     data: Annotated[str, typer.Option(help="the dataset that bare names are domains of: fdu_mtl, blitzer, pacs ...")] = "",
     settings: Annotated[list[str] | None, typer.Option("--set", help="any setting of the method as name=value, repeated")] = None,

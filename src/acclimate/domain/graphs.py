@@ -1,17 +1,27 @@
-"""Domains that are one graph: nodes with features and a class each, and undirected edges between them."""
+"""Domains that are one graph: nodes with features and a class each, and undirected edges between them.
+
+What is learned is the class of each node. Domains of many small graphs, with a class for each whole graph, are not built.
+"""
 
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING
+from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 
 from ..errors import AcclimateError
-from ..files import digest
+from ..files import atomic_file, digest
+from ..progress import say
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+ENDING = ".npz"  # of a file that holds a graph
+KEYS = ("x", "edges", "y")
+ABOUT = ("name", "source", "licence")
 
 
 @dataclass
@@ -19,7 +29,8 @@ class Graph:
     """An undirected graph: x [node, feature] in fp32, edges [2, edge] of node numbers, y [node] of class numbers, the classes' names.
 
     Edges may be given in any order, in one direction or both, more than once: they are kept sorted, once, in both directions. Edges from a
-    node to itself are taken out and counted (``loops``), since layers that want them add them. Nodes without edges may be.
+    node to itself are taken out and counted (``loops``), since layers that want them add them. Nodes without edges may be. ``one_way``
+    counts edges that were given in one direction only.
 
     >>> graph = Graph("path", np.eye(4), np.array([[2, 1, 0, 3], [1, 2, 1, 3]]), np.array([0, 0, 1, 1]), ["left", "right"])
     >>> graph.edges.tolist(), graph.loops, graph.isolated, graph.degrees.tolist()
@@ -37,6 +48,7 @@ class Graph:
     source: str = ""
     licence: str = ""
     loops: int = field(default=0, init=False)
+    one_way: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self.x, self.y = np.ascontiguousarray(self.x, np.float32), np.asarray(self.y).astype(np.int64)
@@ -44,7 +56,9 @@ class Graph:
         if self.x.ndim != 2:
             raise AcclimateError(f"{self.name} has x of shape {self.x.shape}; give [node, feature]")
         if self.y.shape != (count,):
-            raise AcclimateError(f"{self.name} has {count} nodes but y of shape {self.y.shape}; give one class per node")
+            raise AcclimateError(
+                f"{self.name} has {count} nodes but y of shape {self.y.shape}; give one class per node (whole graphs are not classified)"
+            )
         if count and not 0 <= self.y.min() <= self.y.max() < len(self.classes):
             raise AcclimateError(
                 f"{self.name} has {len(self.classes)} classes, but y goes from {self.y.min()} to {self.y.max()}; number classes from 0"
@@ -61,6 +75,7 @@ class Graph:
         self.loops = len(np.unique(edges[0, loops]))
         first, second = edges[:, ~loops]
         codes = np.unique(np.concatenate([first * count + second, second * count + first]))
+        self.one_way = len(codes) - len(np.unique(first * count + second))
         self.edges = np.stack([codes // max(count, 1), codes % max(count, 1)])
 
     def __len__(self) -> int:
@@ -85,8 +100,58 @@ class Graph:
     def with_features(self, x: np.ndarray) -> "Graph":
         """The same nodes and edges with other features [node, feature]."""
         graph = Graph(self.name, x, self.edges, self.y, self.classes, self.source, self.licence)
-        graph.loops = self.loops
+        graph.loops, graph.one_way = self.loops, self.one_way
         return graph
+
+    def check(self) -> None:
+        """Raise AcclimateError for what no network can spread over: no nodes, no edges, features that are not finite."""
+        if not len(self):
+            raise AcclimateError(f"{self.name} has no nodes; leave it out")
+        if not self.edges.size:
+            raise AcclimateError(f"{self.name} has no edges, so its nodes are plain rows; give edges, or its features to another backbone")
+        finite = np.isfinite(self.x).all(1)
+        if not finite.all():
+            raise AcclimateError(f"{self.name}: features of node {np.flatnonzero(~finite)[0]} hold nan or infinity; fill them")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Graph":
+        """A graph from a file of numpy (npz): x [node, feature], edges [2, edge], y [node] of numbers or names, perhaps ``classes``.
+
+        Classes without names are called by their number. Raises AcclimateError with one line for what is missing or unreadable.
+        """
+        path = Path(path).expanduser()
+        if not is_zipfile(path):
+            raise AcclimateError(f"{path} is missing, or no npz file; write it with numpy.savez or Graph.save")
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                found = {key: stored[key] for key in stored.files}
+        except (OSError, ValueError, EOFError, BadZipFile, AttributeError) as error:
+            raise AcclimateError(f"{path} cannot be read as arrays of numpy: {' '.join(str(error).split())[:200]}") from error
+        if missing := [key for key in KEYS if key not in found]:
+            raise AcclimateError(f"{path} lacks {missing[0]}; a graph is x [node, feature], edges [2, edge], y [node], and perhaps classes")
+        x, edges, y = (found[key] for key in KEYS)
+        about = {key: str(found[key]) for key in ABOUT if key in found}
+        if x.dtype.kind not in "biuf":
+            raise AcclimateError(f"{path} has x of type {x.dtype}; give numbers")
+        if y.dtype.kind not in "iuU":
+            raise AcclimateError(f"{path} has y of type {y.dtype}; give whole numbers or names of classes")
+        if y.dtype.kind == "U":
+            names = [str(name) for name in found["classes"]] if "classes" in found else sorted({str(name) for name in y.flat})
+            if unknown := sorted({str(name) for name in y.flat} - set(names)):
+                raise AcclimateError(f"{path} has nodes of class {unknown[0]!r}, which its classes do not name")
+            y = np.array([names.index(str(name)) for name in y.flat], np.int64).reshape(y.shape)
+        else:
+            names = [str(name) for name in found.get("classes", range(int(y.astype(np.int64).max(initial=-1)) + 1))]
+        graph = cls(x=x, edges=edges, y=y, classes=names, **{"name": str(path), "source": str(path), **about})
+        if graph.one_way:
+            say(f"{path}: {graph.one_way} edges are given in one direction only; they count in both")
+        return graph
+
+    def save(self, path: str | Path) -> None:
+        """Write a file that :meth:`load` reads; whole or not at all."""
+        about = {key: np.array(getattr(self, key)) for key in ABOUT}
+        with atomic_file(path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, x=self.x, edges=self.edges, y=self.y, classes=np.array(self.classes, str), **about)  # type: ignore[arg-type]
 
     @cached_property
     def fingerprint(self) -> str:

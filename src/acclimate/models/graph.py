@@ -3,7 +3,8 @@
 Kipf & Welling 2017, equation 2 (gcn), https://arxiv.org/abs/1609.02907; Velickovic et al. 2018, equations 1 to 4 with one head (gat),
 https://arxiv.org/abs/1710.10903; Hamilton et al. 2017, algorithm 2 (a few neighbours a layer), https://arxiv.org/abs/1706.02216
 
-A graph is given to the network, not to a method: a pool holds the numbers of its nodes, so that whatever works on rows works on nodes."""
+A graph is given to the network, not to a method: a pool holds the numbers of its nodes, so that whatever works on rows works on nodes.
+Scores are for nodes; pooling them into one answer for a whole graph is not built."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -29,15 +30,8 @@ class Structure(nn.Module):
     def __init__(self, graph: "Graph"):
         super().__init__()
         self.name, self.count, self.fingerprint = graph.name, len(graph), graph.fingerprint
-        if not len(graph):
-            raise AcclimateError(f"{graph.name} has no nodes; leave it out")
-        if not graph.edges.size:
-            raise AcclimateError(f"{graph.name} has no edges, so its nodes are plain rows; give edges, or its features to another backbone")
+        graph.check()
         x, edges, _ = graph.tensors()
-        if not bool(x.isfinite().all()):
-            raise AcclimateError(
-                f"{graph.name}: features of node {int((~x.isfinite().all(1)).nonzero()[0])} hold nan or infinity; fill them"
-            )
         self.register_buffer("edges", edges, persistent=False)
         places = with_loops(edges, self.count)
         self.matrix = Matrix(places, normalised(places, torch.ones(places.shape[1]), self.count), self.count)

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .mixing import only_numbers
+
 
 def pgd(
     loss: Callable[[Tensor], Tensor], x: Tensor, radius: float, steps: int, stride: float, bounds: tuple[float, float] | None = (0.0, 1.0)
@@ -19,6 +21,7 @@ def pgd(
     >>> pgd(lambda a: a.square().sum(1), torch.tensor([[0.5, -0.2]]), radius=0.3, steps=2, stride=0.2).tolist()
     [[0.800000011920929, -0.20000000298023224]]
     """
+    only_numbers(x)
     low, high = x - radius, x + radius
     if bounds:
         low, high = low.maximum(x.clamp(max=bounds[0])), high.minimum(x.clamp(min=bounds[1]))

@@ -23,6 +23,15 @@ def beta(alpha: float, count: int, generator: torch.Generator) -> Tensor:
     return torch.from_numpy(np.random.default_rng(seed).beta(alpha, alpha, count)).float()
 
 
+def only_numbers(x: Tensor, does: str = "changes") -> None:
+    """Raise AcclimateError for rows of whole numbers, such as token ids or nodes of graphs: there is nothing between two of them."""
+    if not x.is_floating_point():
+        raise AcclimateError(
+            f"this method {does} rows, but rows of whole numbers (token ids, nodes of graphs) have nothing in between; "
+            "use vectors of a frozen encoder, or another method"
+        )
+
+
 def blend(one: Tensor, other: Tensor, share: Tensor) -> Tensor:
     """share x one + (1 - share) x other, row by row: [row, *shape] and share [row].
 
@@ -31,10 +40,7 @@ def blend(one: Tensor, other: Tensor, share: Tensor) -> Tensor:
 
     Raises AcclimateError for rows of whole numbers, such as token ids: there is nothing between two of them.
     """
-    if not one.is_floating_point():
-        raise AcclimateError(
-            "this method mixes rows, but rows of whole numbers (token ids) cannot be mixed; use vectors of a frozen encoder"
-        )
+    only_numbers(one, "mixes")
     wide = share.view(-1, *[1] * (one.ndim - 1)).to(one)
     return wide * one + (1 - wide) * other
 

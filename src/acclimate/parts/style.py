@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .mixing import only_numbers
+
 EPS = 1e-6
 
 
@@ -25,6 +27,7 @@ def channel_statistics(x: Tensor, sizes: Sequence[int] | None = None, eps: float
     >>> channel_statistics(torch.tensor([[1.0], [3.0], [9.0]]), [2, 1])[0].flatten().tolist()  # of the row's domain
     [2.0, 2.0, 9.0]
     """
+    only_numbers(x, "changes the style of")
     if x.ndim > 2:
         over = tuple(range(2, x.ndim))
         return x.mean(over, keepdim=True), (x.var(over, unbiased=False, keepdim=True) + eps).sqrt()

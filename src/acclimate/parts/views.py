@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
+from .mixing import only_numbers
+
 
 def random_view(x: Tensor, generator: torch.Generator, strength: float = 1.0, flip: bool = False) -> Tensor:
     """A view of each row [row, ...] of the same shape; ``strength`` scales all changes, 0 changes nothing.
@@ -19,6 +21,7 @@ def random_view(x: Tensor, generator: torch.Generator, strength: float = 1.0, fl
     """
     if strength == 0:
         return x
+    only_numbers(x)
 
     def draw(*shape: int) -> Tensor:
         return (2 * torch.rand(*shape, generator=generator) - 1).to(x)

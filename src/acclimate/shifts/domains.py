@@ -1,4 +1,7 @@
-"""Domains by name as pools of rows that networks take: text as vectors of a frozen encoder or as its tokens, all else as it is."""
+"""Domains by name as pools of rows that networks take: text as vectors of a frozen encoder or as its tokens, all else as it is.
+
+A graph's rows are the numbers of its nodes, graph after graph; the graphs themselves are given to the network.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +15,8 @@ from torch import Tensor
 
 from .. import datasets
 from ..domain import Domain
-from ..domain.arrays import ArrayDomain, open_domain
+from ..domain.arrays import ArrayDomain, form_of, open_domain
+from ..domain.graphs import ENDING, Graph
 from ..engines.shift import Pool
 from ..errors import AcclimateError, nearest
 from ..files import atomic_file, cache_dir, digest
@@ -33,6 +37,7 @@ class Shifted:
     parts: Parts
     classes: list[str]
     text: bool = False  # whether the rows were made of text
+    graph: Graph | None = None  # whose nodes the rows are
 
     def numbered(self, classes: Sequence[str]) -> Parts:
         """The pools with labels as numbers of these classes; a class that is not among them has their number (unknown)."""
@@ -43,12 +48,17 @@ class Shifted:
 def load_domains(wanted: Sequence[str], data: str = "", encoder: str = "minilm", tokens: int = 0) -> dict[str, Shifted]:
     """Domains by name; one without held-out rows gives a fifth of its training rows.
 
-    Text becomes vectors of the frozen encoder, or with ``tokens`` that many token ids per text, for an encoder that learns too.
+    Text becomes vectors of the frozen encoder, or with ``tokens`` that many token ids per text, for an encoder that learns too. Of a graph
+    (a named one, or a file that ``Graph.load`` reads) the classes of some nodes are held out; all its edges and features are seen.
 
-    Raises AcclimateError for names nobody knows and domains without labels.
+    Raises AcclimateError for names nobody knows, domains without labels, and graphs beside other rows or of other features.
     """
+    refs = _refs(wanted, data)
+    graphs = {name: _graph(ref) for name, ref in zip(wanted, refs, strict=True) if _is_graph(ref)}
+    if graphs:
+        return _nodes(graphs, wanted)
     found = {}
-    for name, ref in zip(wanted, _refs(wanted, data), strict=True):
+    for name, ref in zip(wanted, refs, strict=True):
         domain = open_domain(name, ref)
         if isinstance(domain, ArrayDomain):
             parts, classes = {split: Pool.of(rows, name) for split, rows in domain.splits.items()}, list(domain.classes)
@@ -72,6 +82,37 @@ def _refs(wanted: Sequence[str], data: str) -> list[str]:
         raise AcclimateError(f"{', '.join(fitting)} all have {', '.join(bare)}; say which with --data")
     say(f"{', '.join(bare)}: domains of {fitting[0]}")
     return [f"{fitting[0]}/{name}" if name in bare else name for name in wanted]
+
+
+def _is_graph(ref: str) -> bool:
+    path = Path(ref).expanduser()
+    return (path.suffix == ENDING and path.is_file()) or form_of({"source": ref}) == "graph"
+
+
+def _graph(ref: str) -> Graph:
+    graph = Graph.load(ref) if ref.endswith(ENDING) else datasets.load(ref)
+    graph.check()
+    if graph.isolated:
+        say(f"{graph.name}: {graph.isolated} of {len(graph)} nodes have no edge, so that their own features alone tell their class")
+    return graph
+
+
+def _nodes(graphs: dict[str, Graph], wanted: Sequence[str]) -> dict[str, Shifted]:
+    """Numbers of nodes, graph after graph in the order wanted: as models.graph.GraphNet numbers them."""
+    if other := [name for name in wanted if name not in graphs]:
+        raise AcclimateError(f"{next(iter(graphs))!r} is a graph, but {other[0]!r} is not; give domains of one kind")
+    first, found = next(iter(graphs.values())), {}
+    start = 0
+    for name, graph in graphs.items():
+        if graph.x.shape[1] != first.x.shape[1]:
+            raise AcclimateError(
+                f"{graph.name} has {graph.x.shape[1]} features a node, but {first.name} has {first.x.shape[1]}; "
+                "give graphs of the same features"
+            )
+        pool = Pool(name, start + torch.arange(len(graph)), torch.from_numpy(graph.y))
+        found[name] = Shifted(_held_out({"train": pool}, name), list(graph.classes), graph=graph)
+        start += len(graph)
+    return found
 
 
 def _text_pools(domain: Domain, name: str, encoder: str, tokens: int) -> tuple[Parts, list[str]]:

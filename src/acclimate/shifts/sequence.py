@@ -76,6 +76,7 @@ def continual(
         raise AcclimateError(f"order: classes divides one domain, but {len(domains)} were given; name one, or leave it out")
     own, tokens = text_options(backbone, options or {}, encoder)
     given = load_domains(domains, data, encoder, tokens)
+    graphs = [domain.graph for domain in given.values() if domain.graph]
     classes = list(dict.fromkeys(c for domain in given.values() for c in domain.classes))
     parts = {name: domain.numbered(classes) for name, domain in given.items()}
     if next(iter(parts.values()))["train"].x.ndim == 2 and not tokens and scale == "auto":
@@ -88,7 +89,7 @@ def continual(
     with bar(what="methods x seeds", total=len(seeds) * len(made), unit="run") as shown:
         for seed, method in product(seeds, made):
             tasks = _tasks(parts, len(classes), plan, seed)
-            learner = make_learner(tasks[0].train.x, classes, backbone, head, seed, own)
+            learner = make_learner(tasks[0].train.x, classes, backbone, head, seed, own, graphs)
             course = Training(**{**method.training, **(training or {}), "seed": seed})
             place = folder / "runs" / method.name / str(seed) if folder else None
             row = _row(method, learner, tasks, course, Memory(**(memory or {})), borderless, place)

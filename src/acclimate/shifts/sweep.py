@@ -81,6 +81,7 @@ def shift(
             Source-free ones start from a model that ERM trained; at test time the target's test rows come in as a stream; active ones
             start from a model of the sources and ask for labels of the target's training rows.
         sources: domains: ``fdu_mtl/books``, folders or files; bare names where ``data`` names the dataset, or one dataset has them all.
+            Of graphs (``airports/usa``, or a file that domain.graphs ``Graph.load`` reads) nodes are classified, never whole graphs.
         settings: of the methods, where all of them know it; ``training``: of the engine (engines.shift Training).
         plan: at test time the stream's ``batch`` and its own training settings; for active learning ``rounds`` and ``share``.
         backbone: featurizer: a module of ``models/`` (mlp, convnet, resnet, series, text ...); by the shape of the rows if empty.
@@ -228,13 +229,17 @@ class _Sweep:
         target, seed, name = key
         options, seen = self.options, self.visible(target)
         method: Any = find(name)(**options.settings)
+        graphs = {key: each.graph for key, each in self.domains.items() if each.graph}
+        if method.form == "graph" and not graphs:
+            raise AcclimateError(f"{name} works on nodes of graphs; give domains that are graphs (citation/acm, airports/usa, a file.npz)")
         if seen.new and not method.open:
             raise AcclimateError(
                 f"target {target!r} has the class {seen.new[0]!r}, which no source has, but {method.name} knows the sources' classes only; "
                 "leave its rows out, or use a method for open classes: thresholding, ovanet, uan, cmu, uniot"
             )
         own, _ = text_options(options.backbone, options.options, options.encoder)
-        make = partial(make_learner, seen.test.x, seen.data.classes, options.backbone, options.head, options=own)
+        make = partial(make_learner, seen.test.x, seen.data.classes, options.backbone, options.head)
+        make = partial(make, options=own, graphs=list(graphs.values()))
         started = time.perf_counter()
         made = run(method, seen, make, {**options.training, "seed": seed}, options.plan)
         seconds = time.perf_counter() - started
@@ -243,7 +248,7 @@ class _Sweep:
         sources = float(np.mean([float(right(method, made.learner, pool).mean()) for pool in seen.sources]))
         if kept:
             text = options.encoder if self.domains[target].text else ""
-            adapted = Adapted(method, made.learner, target, options.head, text, options.tokens, seen.scale)
+            adapted = Adapted(method, made.learner, target, options.head, text, options.tokens, seen.scale, seed, graphs)
             adapted.save(Path(kept) / name / target.strip("/").replace("/", "-") / str(seed))
         return {
             "method": name, "target": target, "seed": seed, "accuracy": accuracy, "low": low, "high": high, "rows": len(seen.test),
@@ -267,6 +272,10 @@ class _Sweep:
 
 def _visible(every: dict[str, Shifted], name: str, scale: str, facts: dict[str, Tensor]) -> Seen:
     """One domain as the target, all others as sources."""
+    if every[name].graph and scale not in ("auto", "none"):
+        raise AcclimateError(
+            f"scale = {scale!r} is for rows of numbers, but {name!r} is a graph, whose features stay as they are; leave it out"
+        )
     classes = list(dict.fromkeys(c for key, domain in every.items() if key != name for c in domain.classes))
     new = [c for c in every[name].classes if c not in classes]
     for key, domain in every.items():

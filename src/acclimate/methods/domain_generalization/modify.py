@@ -26,6 +26,7 @@ from ...errors import AcclimateError, nearest
 from ...kinds import DomainGeneralization
 from ...method import Setting, load, names
 from ...parts.curriculum import difficulty, remembered
+from ...parts.mixing import only_numbers
 from ...parts.style import shuffled_channels
 
 BLOCK = 512
@@ -111,6 +112,7 @@ class Modify(DomainGeneralization):
         x, draw = domains.x, learner.generator
         if self.strength == "none":
             return x
+        only_numbers(x)
         if self.strength == "uniform":
             s = torch.rand(len(x), generator=draw)
         else:

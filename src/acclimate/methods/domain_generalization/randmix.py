@@ -24,6 +24,7 @@ from torch.nn import functional
 
 from ...kinds import DomainGeneralization
 from ...method import Setting
+from ...parts.mixing import only_numbers
 from ...parts.style import standardised
 
 CONVOLUTIONS: dict[int, tuple[Any, Any]] = {
@@ -49,6 +50,7 @@ class Randmix(DomainGeneralization):
     @torch.no_grad()
     def mixed(self, x: Tensor, draw: torch.Generator) -> Tensor:
         """Rows in another look, in the shape of x [row, channel, *place] or [row, column]."""
+        only_numbers(x)
         if x.ndim not in CONVOLUTIONS:
             return x + self.noise * x.std(0, unbiased=False) * torch.randn(x.shape, generator=draw).to(x)
         channels, side = x.shape[1], min(x.shape[2:])

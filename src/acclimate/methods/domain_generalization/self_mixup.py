@@ -29,6 +29,7 @@ from ...kinds import DomainGeneralization
 from ...method import Setting
 from ...parts.generic import LEVELS, Mixed, Translator, mixture
 from ...parts.heads import mlp, reverse
+from ...parts.mixing import only_numbers
 
 
 class SelfMixup(DomainGeneralization):
@@ -53,6 +54,7 @@ class SelfMixup(DomainGeneralization):
 
     def begin(self, learner: Any, source: Any, target: Any) -> None:
         """What each pseudo-domain multiplies a channel by and adds to it [view, channel]; nothing in the first."""
+        only_numbers(source.x)
         channels = source.x.transpose(0, 1).flatten(1)  # [channel, value]
         mean, deviation = channels.mean(1), channels.std(1, unbiased=False)
         drawn = self.strength * (2 * torch.rand(2, self.views, len(channels), generator=learner.generator) - 1).to(mean)
