@@ -38,6 +38,9 @@ class Uan(DomainAdaptation):
     hidden: Annotated[tuple, Setting("widths of the domain heads' layers; none = linear ones", 1)] = (1024, 1024)
     threshold: Annotated[float, Setting("least weight of a known target row (w0)", -1, 1)] = -0.5
     open: ClassVar[bool] = True
+    exempt: ClassVar[dict[str, str]] = {
+        "beats_source_only": 'the toy has no class of the target\'s own, where the answer "unknown" can only be wrong'
+    }
     training: ClassVar[dict[str, Any]] = {
         "optimizer": "sgd", "lr": 0.01, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4, "schedule": "inverse", "batch": 36,
     }  # fmt: skip
