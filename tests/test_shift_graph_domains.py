@@ -84,7 +84,8 @@ def test_nodes_without_edges_are_counted(files, tmp_path, capsys, monkeypatch):
         ({"x": np.full((60, 4), "a")}, "bad.npz has x of type <U1; give numbers"),
         ({"y": np.zeros(3, int)}, r"60 nodes but y of shape \(3,\); give one class per node \(whole graphs are not classified\)"),
         ({"y": np.zeros(60)}, "bad.npz has y of type float64; give whole numbers or names of classes"),
-        ({"classes": np.array(["no"])}, "bad.npz has nodes of class 'yes', which its classes do not name"),
+        ({"y": np.arange(60) % 2, "classes": np.array("no")}, "bad.npz has 1 classes, but y goes from 0 to 1; number classes from 0"),
+        ({"classes": np.array("no")}, "bad.npz has nodes of class 'yes', which its classes do not name"),
     ],
 )
 def test_what_is_no_graph_is_one_line(changed, said, files, tmp_path):

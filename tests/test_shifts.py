@@ -61,6 +61,8 @@ def test_names_that_nobody_knows(folders):
         shifts.shift("dan", folders[:2])
     with pytest.raises(AcclimateError, match="at least two domains"):
         shifts.shift("erm", folders[:1])
+    with pytest.raises(AcclimateError, match="is given twice, as source and target perhaps"):
+        shifts.shift("erm", folders[:1], folders[0])
     with pytest.raises(AcclimateError, match="no dataset has all of"):
         shifts.shift("erm", ["boooks", "dvd"], "kitchen")
 

@@ -136,12 +136,12 @@ class Graph:
         if y.dtype.kind not in "iuU":
             raise AcclimateError(f"{path} has y of type {y.dtype}; give whole numbers or names of classes")
         if y.dtype.kind == "U":
-            names = [str(name) for name in found["classes"]] if "classes" in found else sorted({str(name) for name in y.flat})
+            names = list(map(str, found["classes"].flat)) if "classes" in found else sorted({str(name) for name in y.flat})
             if unknown := sorted({str(name) for name in y.flat} - set(names)):
                 raise AcclimateError(f"{path} has nodes of class {unknown[0]!r}, which its classes do not name")
             y = np.array([names.index(str(name)) for name in y.flat], np.int64).reshape(y.shape)
         else:
-            names = [str(name) for name in found.get("classes", range(int(y.astype(np.int64).max(initial=-1)) + 1))]
+            names = list(map(str, found.get("classes", np.arange(y.astype(np.int64).max(initial=-1) + 1)).flat))
         graph = cls(x=x, edges=edges, y=y, classes=names, **{"name": str(path), "source": str(path), **about})
         if graph.one_way:
             say(f"{path}: {graph.one_way} edges are given in one direction only; they count in both")

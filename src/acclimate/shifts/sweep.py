@@ -108,6 +108,8 @@ def shift(
     wanted = tuple([*sources, *([target] if target else [])])
     if len(wanted) < 2:
         raise AcclimateError("shift needs at least two domains: sources and a target, or several sources that are left out in turn")
+    if twice := [name for name in wanted if wanted.count(name) > 1]:
+        raise AcclimateError(f"domain {twice[0]!r} is given twice, as source and target perhaps; each domain plays one part")
     if scale not in SCALES:
         raise AcclimateError(f"scale = {scale!r}{nearest(scale, SCALES)}")
     if keep and not out:
