@@ -61,7 +61,7 @@ def run(seed: int, tiny: bool, work: Path) -> dict[str, Any]:
     from ...models.vit import Vit
     from ...parts.corruptions import corrupt
 
-    cut = made_up("a", (1, 16, 16), 3, 0) if tiny else digits("MNIST", (3000, 300, ROWS + CLEAN), seed, channels=1)
+    cut = made_up("a", (1, 16, 16), 3, 0) if tiny else digits("MNIST test", (3000, 300, ROWS + CLEAN), seed, channels=1)
     rows, clean = (6, 6) if tiny else (ROWS, CLEAN)
     x, y = cut.test.x.clamp(0, 1), cut.test.y
     assert y is not None
