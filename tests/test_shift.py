@@ -1,6 +1,5 @@
 """The shift and online engines, and the verb on top of them: bad input, games, players, choice of the model, streams."""
 
-
 import numpy as np
 import pytest
 import torch
