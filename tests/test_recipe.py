@@ -78,12 +78,13 @@ def test_the_resolved_recipe_reads_back_as_itself(tmp_path):
 
 
 def test_the_packages_own_recipes_are_good():
-    own = sorted((Path(acclimate.__file__).parent / "recipes").rglob("*.yaml"))
+    root = Path(acclimate.__file__).parent / "recipes"
+    own = sorted(root.rglob("*.yaml"))
     assert "quickstart" in [path.stem for path in own]
     for path in own:
         recipe = Recipe.read(path)
         assert recipe.steps
-        assert Recipe.read(path.relative_to(path.parents[0]).with_suffix("")).text() == recipe.text()
+        assert Recipe.read(path.relative_to(root).with_suffix("")).text() == recipe.text()
     with pytest.raises(AcclimateError, match=r"no recipe quickstat: .*; nearest: quickstart"):
         Recipe.read("quickstat")
 
