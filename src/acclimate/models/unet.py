@@ -1,6 +1,7 @@
 """Small networks that tell the noise in a row: a U-Net for images, layers for vectors.
 
-Ho et al. 2020 (U-Net with times in every block), https://arxiv.org/abs/2006.11239; Peebles & Xie 2023 (patches of pixels, no class as a
+Ho et al. 2020 (U-Net with times in every block), https://arxiv.org/abs/2006.11239; Dhariwal & Nichol 2021, section 3 (they scale and
+shift normalised maps), https://arxiv.org/abs/2105.05233; Peebles & Xie 2023 (patches of pixels, no class as a
 class of its own), https://arxiv.org/abs/2212.09748"""
 
 import torch
@@ -56,7 +57,7 @@ class NoiseNet(nn.Module):
 
 
 class UNet(NoiseNet):
-    """Noisy images [row, channel, high, wide], times [row], classes [row] or None -> their noise. 0.9M weights at the default width.
+    """Noisy images [row, channel, high, wide], times [row], classes [row] or None -> their noise. 1M weights at the default width.
 
     Two resolutions over patches of pixels, with a middle at the coarser one, whose output ``inside`` gives. Sides are multiples of twice
     the patch.
@@ -95,20 +96,21 @@ class UNet(NoiseNet):
 
 
 class Block(nn.Module):
-    """Two convolutions beside a shortcut; the vector of time and class is added between them."""
+    """Two convolutions beside a shortcut; time and class scale and shift the normalised maps between them."""
 
     def __init__(self, inputs: int, outputs: int, about: int):
         super().__init__()
         self.first = nn.Sequential(nn.GroupNorm(8, inputs), nn.SiLU(), nn.Conv2d(inputs, outputs, 3, padding=1))
-        self.about = nn.Linear(about, outputs)
+        self.about = nn.Linear(about, 2 * outputs)
         self.second = nn.Sequential(nn.GroupNorm(8, outputs), nn.SiLU(), nn.Conv2d(outputs, outputs, 3, padding=1))
         self.shortcut = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
         nn.init.zeros_(self.second[-1].weight)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, about: Tensor) -> Tensor:
         """[row, inputs, high, wide], [row, about] -> [row, outputs, high, wide]."""
-        z = self.first(x) + self.about(silu(about))[:, :, None, None]
-        return self.second(z) + self.shortcut(x)
+        scale, shift = self.about(silu(about))[:, :, None, None].chunk(2, 1)
+        z = self.second[0](self.first(x)) * (1 + scale) + shift
+        return self.second[1:](z) + self.shortcut(x)
 
 
 class NoiseMlp(NoiseNet):
@@ -135,7 +137,7 @@ def noise_net(row: Tensor, classes: int = 0, width: int = 48, steps: int = 1000)
 
     >>> net = noise_net(torch.zeros(1, 1, 16, 16), classes=10)
     >>> net(torch.zeros(2, 1, 16, 16), torch.tensor([1, 1000]), torch.tensor([3, 10])).shape, sum(w.numel() for w in net.parameters())
-    (torch.Size([2, 1, 16, 16]), 901060)
+    (torch.Size([2, 1, 16, 16]), 975172)
     """
     if row.ndim == 4:
         return UNet(row.shape[1], classes, width, steps=steps)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+SCHEDULES = ("linear", "cosine")
 Net = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 

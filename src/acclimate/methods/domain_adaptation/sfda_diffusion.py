@@ -33,7 +33,7 @@ from ...kinds import DomainAdaptation
 from ...method import Setting, load
 from ...models.unet import noise_net
 from ...parts.certainty import entropy
-from ...parts.diffusion import Chain, drawn, noise_loss
+from ...parts.diffusion import SCHEDULES, Chain, drawn, noise_loss
 
 
 class SfdaDiffusion(DomainAdaptation):
@@ -45,6 +45,7 @@ class SfdaDiffusion(DomainAdaptation):
     noise: Annotated[float, Setting("weight of the noise loss on the target meanwhile (b)", 0)] = 0.1
     enough: Annotated[float, Setting("mean probability of the class at which the teaching ends", 0, 1)] = 0.98
     sampler: Annotated[int, Setting("steps in which rows are drawn (DDIM)", 1)] = 20
+    schedule: Annotated[str, Setting("course of the noise; cosine for images of few pixels", choices=SCHEDULES)] = "linear"
     tail: Annotated[int, Setting("last ones of these through which gradients run (K)", 1)] = 3
     rank: Annotated[int, Setting("rank of the adapters", 1)] = 4
     per_class: Annotated[int, Setting("rows that are drawn of each class", 1)] = 100
@@ -89,7 +90,7 @@ class SfdaDiffusion(DomainAdaptation):
     def noise_of(self, net: Any, model: Callable, learner: Any, target: Any, labelled: Any) -> Tensor:
         """Squared error of the noise in target rows, under their pseudo-labels or given labels."""
         x, y = (target.x, learner.memory["pseudo"][target.rows]) if labelled is None else (labelled.x, labelled.y)
-        return noise_loss(model, net.scaled(x), y, Chain.of(), learner.generator)
+        return noise_loss(model, net.scaled(x), y, Chain.of(1000, 0, self.schedule), learner.generator)
 
     def taught(self, learner: Any, target: Any, labelled: Any) -> Tensor:
         """CE(f(x_0), c) + a H(f(x_0)) + b noise loss, of rows drawn for random classes; f is the source model as it was."""
@@ -105,7 +106,7 @@ class SfdaDiffusion(DomainAdaptation):
     def draw(self, learner: Any, model: Callable, y: Tensor, tail: int = 0) -> Tensor:
         """A row of each class in y [row, *shape]."""
         noise = torch.randn(len(y), *learner.sample.shape[1:], generator=learner.generator).to(learner.sample)
-        return learner.parts["generator"].restored(drawn(model, noise, y, Chain.of(1000, self.sampler), tail=tail))
+        return learner.parts["generator"].restored(drawn(model, noise, y, Chain.of(1000, self.sampler, self.schedule), tail=tail))
 
     @torch.no_grad()
     def replaced(self, learner: Any) -> dict[str, Any]:

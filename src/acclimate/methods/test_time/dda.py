@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from ...kinds import TestTime
 from ...method import Setting
 from ...models.unet import noise_net
-from ...parts.diffusion import Chain, noise_loss, own_noise, projected
+from ...parts.diffusion import SCHEDULES, Chain, noise_loss, own_noise, projected
 
 ENSEMBLES = ("logits", "probabilities", "none")
 
@@ -36,6 +36,7 @@ class Dda(TestTime):
 
     steps: Annotated[int, Setting("steps of noise that the diffusion model learns", 1)] = 1000
     respaced: Annotated[int, Setting("steps that are taken in use, spread evenly", 1)] = 100
+    schedule: Annotated[str, Setting("course of the noise; cosine for images of few pixels", choices=SCHEDULES)] = "linear"
     start: Annotated[int, Setting("step of these to which rows are noised (N)", 1)] = 50
     factor: Annotated[int, Setting("of the low-pass filter: how much smaller images are made (D)", 1)] = 4
     scale: Annotated[float, Setting("how strongly low frequencies are kept (s)", 0)] = 6.0
@@ -49,7 +50,7 @@ class Dda(TestTime):
     @property
     def chain(self) -> Chain:
         """The steps that are taken in use."""
-        return Chain.of(self.steps, self.respaced)
+        return Chain.of(self.steps, self.respaced, self.schedule)
 
     def net(self, row: Tensor, classes: int) -> nn.Module:
         """A diffusion model for rows like this one."""
@@ -68,7 +69,8 @@ class Dda(TestTime):
         """The source model learns its classes, the diffusion model the noise in the same rows."""
         net, y = learner.parts["generator"], domains.y
         hidden = torch.rand(len(y), generator=learner.generator).to(domains.x) < self.drop
-        noise = noise_loss(net, net.scaled(domains.x), y.masked_fill(hidden, learner.classes), Chain.of(self.steps), learner.generator)
+        told, chain = y.masked_fill(hidden, learner.classes), Chain.of(self.steps, 0, self.schedule)
+        noise = noise_loss(net, net.scaled(domains.x), told, chain, learner.generator)
         yield [(learner.loss(learner(domains.x), y), ("featurizer", "head")), (noise, "generator")]
 
     def projected(self, learner: Any, x: Tensor) -> Tensor:
