@@ -1,6 +1,6 @@
 """When source rows are gone, do images drawn by a diffusion model and approved by the source model stand in for them?
 
-MNIST to USPS at 16 x 16. A small convolutional network learns 1,600 digits of MNIST. A class-conditional diffusion model of 0.4M weights
+MNIST to USPS at 16 x 16. A small convolutional network learns 4,000 digits of MNIST. A class-conditional diffusion model of 0.4M weights
 learns 1,200 images of USPS under the source model's labels (pseudo-labels: no true label of the target is used). From it, once as it is and
 once taught by the source model, 100 rows of each class are drawn, and DANN adapts from these. Beside it: the source model, SHOT, and DANN
 from the real source rows, which is the bound. All three DANN arms start from the source model and take the same steps. How far rows are
@@ -37,7 +37,7 @@ LEARN, TEACH, ADAPT = 1500, 40, 200  # steps of the three phases
 
 def cut(name: str, number: int, seed: int, tiny: bool) -> Cut:
     """Rows of one domain."""
-    sizes = (1600, 200, 200) if name == "MNIST" else (1200, 50, 500)
+    sizes = (4000, 200, 200) if name == "MNIST test" else (1200, 50, 500)
     return made_up(name, (1, 8, 8), 3, number) if tiny else digits(name, sizes, seed, channels=1)
 
 
@@ -45,7 +45,7 @@ def run(seed: int, tiny: bool, work: Path) -> dict[str, Any]:
     """The source model, one diffusion model of the target, then every arm."""
     from ...engines.shift import Data, Training, accuracy, fit
 
-    source, target = cut("MNIST", 0, seed, tiny), cut("USPS", 1, seed, tiny)
+    source, target = cut("MNIST test", 0, seed, tiny), cut("USPS", 1, seed, tiny)
     learner, erm = learner_for(source, seed), load("domain_generalization.erm")
     few: dict[str, Any] = {"batch": 4, "steps": 3} if tiny else {}
     fit(erm, learner, gathered([source]), Training(**{"steps": 300, "batch": 64, "looks": 3, "seed": seed, **few}), folder=work / "source")
@@ -84,7 +84,7 @@ def run(seed: int, tiny: bool, work: Path) -> dict[str, Any]:
     def distance(x: "Tensor") -> float:
         from ...parts.discrepancy import mean_and_covariance_gap
 
-        return float(mean_and_covariance_gap(model.outputs(x)[0], real))
+        return float(mean_and_covariance_gap([model.outputs(x)[0], real]))
 
     told: dict[str, Any] = {"target's distance": distance(target.train.x)}
     for name in ("untaught rows", "taught rows"):
