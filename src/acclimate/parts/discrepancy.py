@@ -5,8 +5,7 @@ https://jmlr.org/papers/v13/gretton12a.html; Peng et al. 2019, equation 1 (momen
 Saito et al. 2018, equation 2 (two heads), https://arxiv.org/abs/1712.02560;
 Ben-David et al. 2007 (proxy A-distance), https://papers.nips.cc/paper/2983"""
 
-from collections.abc import Callable, Sequence
-from itertools import combinations
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -24,23 +23,22 @@ def covariance(z: Tensor) -> Tensor:
     return centred.T @ centred / max(1, len(z) - 1)
 
 
-def mean_and_covariance_gap(a: Tensor, b: Tensor) -> Tensor:
-    """Mean squared difference of the means plus that of the covariances: scalar.
+def mean_and_covariance_gap(parts: Sequence[Tensor]) -> Tensor:
+    """Mean squared difference of the means plus that of the covariances of parts [row, width], a mean over all pairs: scalar.
 
-    >>> mean_and_covariance_gap(torch.tensor([[0.0], [2.0]]), torch.tensor([[1.0], [1.0]])).item()  # means 1, 1; variances 2, 0
+    Over n parts with moments m, the sum over pairs of |m_i - m_j|^2 is n times that of |m_i - mean|^2: no pair is looked at.
+
+    >>> mean_and_covariance_gap([torch.tensor([[0.0], [2.0]]), torch.tensor([[1.0], [1.0]])]).item()  # means 1, 1; variances 2, 0
     4.0
+    >>> round(mean_and_covariance_gap([torch.tensor([[x]]) for x in (0.0, 1.0, 3.0)]).item(), 4)  # (1 + 9 + 4) / 3
+    4.6667
     """
-    return (a.mean(0) - b.mean(0)).square().mean() + (covariance(a) - covariance(b)).square().mean()
-
-
-def over_pairs(parts: Sequence[Tensor], gap: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Mean of a gap over all pairs of parts; 0 for a single one.
-
-    >>> over_pairs([torch.tensor([0.0]), torch.tensor([1.0]), torch.tensor([3.0])], lambda a, b: (a - b).abs().sum()).item()
-    2.0
-    """
-    gaps = [gap(a, b) for a, b in combinations(parts, 2)]
-    return torch.stack(gaps).mean() if gaps else parts[0].new_zeros(())
+    count = len(parts)
+    if count < 2:
+        return parts[0].new_zeros(())
+    means, widths = torch.stack([part.mean(0) for part in parts]), torch.stack([covariance(part) for part in parts])
+    apart = [(each - each.mean(0)).square().flatten(1).mean(1).sum() for each in (means, widths)]
+    return 2 / (count - 1) * (apart[0] + apart[1])
 
 
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
@@ -52,6 +50,23 @@ def gaussian_kernel(a: Tensor, b: Tensor, widths: Sequence[float] = WIDTHS) -> T
     """Sum over widths g of exp(-g |a - b|^2) [row a, row b]."""
     distances = squared_distances(a, b)
     return torch.stack([torch.exp(-width * distances) for width in widths]).sum(0)
+
+
+def mmd_gap(parts: Sequence[Tensor], widths: Sequence[float] = WIDTHS) -> Tensor:
+    """:func:`mmd` of parts [row, width], a mean over all pairs, from one kernel over all rows: scalar.
+
+    >>> a, b, c = torch.tensor([[0.0]]), torch.tensor([[1.0], [2.0]]), torch.tensor([[4.0]])
+    >>> each = (mmd(a, b) + mmd(a, c) + mmd(b, c)) / 3
+    >>> abs((mmd_gap([a, b, c]) - each).item()) < 1e-5
+    True
+    """
+    count = len(parts)
+    if count < 2:
+        return parts[0].new_zeros(())
+    rows = torch.cat(list(parts))
+    share = torch.block_diag(*[part.new_full((1, len(part)), 1 / len(part)) for part in parts])  # [part, row]
+    means = share @ gaussian_kernel(rows, rows, widths) @ share.T
+    return 2 / (count * (count - 1)) * (count * means.trace() - means.sum())
 
 
 def mmd(a: Tensor, b: Tensor, widths: Sequence[float] = WIDTHS) -> Tensor:

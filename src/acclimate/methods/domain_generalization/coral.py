@@ -6,7 +6,7 @@ A strong and cheap baseline for several domains; an unlabelled target counts as 
 
 >>> import torch
 >>> z = torch.tensor([[0.0], [2.0], [1.0], [1.0]])
->>> over_pairs([z[:2], z[2:]], mean_and_covariance_gap).item()  # equal means, variances 2 and 0
+>>> mean_and_covariance_gap([z[:2], z[2:]]).item()  # equal means, variances 2 and 0
 4.0
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...kinds import DomainGeneralization
 from ...method import Setting
-from ...parts.discrepancy import mean_and_covariance_gap, over_pairs
+from ...parts.discrepancy import mean_and_covariance_gap
 
 
 class Coral(DomainGeneralization):
@@ -29,4 +29,4 @@ class Coral(DomainGeneralization):
         """Loss on the labelled rows + weight x mean gap over pairs of domains."""
         z = learner.features(domains.x)
         parts = [*domains.split(z), *([learner.features(target.x)] if target else [])]
-        yield learner.loss(learner.head(z), domains.y) + self.weight * over_pairs(parts, mean_and_covariance_gap)
+        yield learner.loss(learner.head(z), domains.y) + self.weight * mean_and_covariance_gap(parts)

@@ -27,7 +27,7 @@ from ...errors import AcclimateError
 from ...kinds import DomainGeneralization
 from ...method import Setting
 from ...parts.certainty import entropy
-from ...parts.discrepancy import mean_and_covariance_gap, over_pairs
+from ...parts.discrepancy import mean_and_covariance_gap
 from ...parts.heads import HEADS, mlp
 
 ESTIMATORS = ("entropy", "discriminator", "cosine", "distance")
@@ -71,7 +71,7 @@ class Drm(DomainGeneralization):
         common = [learner.loss(learner.head(rows), labels) for rows, labels in zip(parts, y, strict=True)]
         loss = torch.stack(own + common).mean()
         if self.invariance:
-            loss = loss + self.invariance * over_pairs(parts, mean_and_covariance_gap)
+            loss = loss + self.invariance * mean_and_covariance_gap(parts)
         if self.estimator == "discriminator":
             loss = loss + cross_entropy(learner.parts["discriminator"](z.detach()), domains.domain)
         elif self.estimator != "entropy":

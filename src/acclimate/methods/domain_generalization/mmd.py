@@ -5,7 +5,7 @@ https://openaccess.thecvf.com/content_cvpr_2018/html/Li_Domain_Generalization_Wi
 A sum of Gaussian kernels over seven widths, as in DomainBed. Costs a square of the batch; an unlabelled target counts as one more domain.
 
 >>> import torch
->>> round(over_pairs([torch.zeros(1, 1), torch.ones(1, 1)], lambda a, b: mmd(a, b, [1.0])).item(), 4)  # 1 + 1 - 2 / e
+>>> round(mmd_gap([torch.zeros(1, 1), torch.ones(1, 1)], [1.0]).item(), 4)  # 1 + 1 - 2 / e
 1.2642
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...kinds import DomainGeneralization
 from ...method import Setting
-from ...parts.discrepancy import WIDTHS, mmd, over_pairs
+from ...parts.discrepancy import WIDTHS, mmd_gap
 
 
 class Mmd(DomainGeneralization):
@@ -29,4 +29,4 @@ class Mmd(DomainGeneralization):
         """Loss on the labelled rows + weight x mean gap over pairs of domains."""
         z = learner.features(domains.x)
         parts = [*domains.split(z), *([learner.features(target.x)] if target else [])]
-        yield learner.loss(learner.head(z), domains.y) + self.weight * over_pairs(parts, lambda a, b: mmd(a, b, self.widths))
+        yield learner.loss(learner.head(z), domains.y) + self.weight * mmd_gap(parts, self.widths)
