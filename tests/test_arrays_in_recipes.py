@@ -379,7 +379,7 @@ def test_a_network_is_saved_and_read_back_strictly(tmp_path):
         save_file(weights, tmp_path / "net" / "model.safetensors")
         with pytest.raises(AcclimateError, match=line):
             open_model(str(tmp_path / "net"))
-    with pytest.raises(AcclimateError, match="built on Linear, which cannot be read back; build on .*convnet"):
+    with pytest.raises(AcclimateError, match=r"built on Linear, which cannot be read back; build on .*convnet"):
         ArrayModel("net", FeatureModel(torch.nn.Linear(2, 2))).save(tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
