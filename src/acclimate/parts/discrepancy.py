@@ -93,6 +93,11 @@ def scaled_mmd(a: Tensor, b: Tensor, kernels: int = 5) -> Tensor:
     return kernel[:count, :count].mean() + kernel[count:, count:].mean() - 2 * kernel[:count, count:].mean()
 
 
+def drawn_mmd(a: Tensor, b: Tensor, most: int, generator: torch.Generator) -> Tensor:
+    """:func:`scaled_mmd` of at most so many rows of each, drawn anew: scalar."""
+    return scaled_mmd(some(a, most, generator), some(b, most, generator))
+
+
 def some(z: Tensor, most: int, generator: torch.Generator) -> Tensor:
     """At most so many rows, drawn."""
     return z if len(z) <= most else z[torch.randperm(len(z), generator=generator)[:most]]

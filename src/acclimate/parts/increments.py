@@ -2,13 +2,15 @@
 
 Peng et al. 2024, section 3, https://arxiv.org/abs/2404.07470"""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, pad
+
+from .places import adding
 
 
 class Increments(nn.Module):
@@ -31,30 +33,22 @@ class Increments(nn.Module):
         self.a = nn.ParameterList(torch.zeros(slots, rank, shape[0]) for shape in shapes)
         self.b = nn.ParameterList(torch.randn(slots, rank, *shape[1:], generator=generator) for shape in shapes)
 
-    @contextmanager
-    def applied(self, net: nn.Module, weight: Tensor) -> Iterator[None]:
+    def applied(self, net: nn.Module, weight: Tensor) -> AbstractContextManager[None]:
         """Inside, each layer works with W + sum of weight [row, slot] x A_n^T B_n, row by row; rows come first in what passes."""
-        known: dict[str, Any] = dict(net.named_modules())
-        hooks = [known[name].register_forward_hook(_adding(a, b, weight)) for name, a, b in zip(self.layers, self.a, self.b, strict=True)]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+        return adding(net, {name: _mixed(a, b, weight) for name, a, b in zip(self.layers, self.a, self.b, strict=True)})
 
 
-def _adding(a: Tensor, b: Tensor, weight: Tensor) -> Callable[[Any, tuple, Tensor], Tensor]:
+def _mixed(a: Tensor, b: Tensor, weight: Tensor) -> Callable[[Any, Tensor], Tensor]:
     shares = weight.repeat_interleave(a.shape[1], 1)  # [row, slot x rank]
 
-    def add(layer: Any, given: tuple, output: Tensor) -> Tensor:
-        (x,) = given
+    def made(layer: Any, x: Tensor) -> Tensor:
         up, down = a.flatten(0, 1), b.flatten(0, 1)
         if isinstance(layer, nn.Linear):
-            return output + (x @ down.T * shares.view(len(x), *[1] * (x.ndim - 2), -1)) @ up
+            return (x @ down.T * shares.view(len(x), *[1] * (x.ndim - 2), -1)) @ up
         thin = layer._conv_forward(x, down, None)
-        return output + torch.einsum("ns...,so->no...", thin * shares.view(len(x), -1, *[1] * (x.ndim - 2)), up)
+        return torch.einsum("ns...,so->no...", thin * shares.view(len(x), -1, *[1] * (x.ndim - 2)), up)
 
-    return add
+    return made
 
 
 class Keys(nn.Module):

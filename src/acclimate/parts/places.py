@@ -1,7 +1,8 @@
 """Places in a network: where its stages end, and what passes there."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -121,6 +122,23 @@ def passing(net: nn.Module, names: Sequence[str], change: Callable[[str, Tensor]
 
 
 @torch.no_grad()
+@contextmanager
+def adding(net: nn.Module, beside: Mapping[str, Callable[[Any, Tensor], Tensor]]) -> Iterator[None]:
+    """Inside, each of these layers, by name, gives what ``beside`` makes of the layer and its input on top of its own output.
+
+    >>> net = nn.Sequential(nn.Identity())
+    >>> with adding(net, {"0": lambda layer, x: 2 * x}):
+    ...     net(torch.ones(1)).item()
+    3.0
+    """
+    layers = dict(net.named_modules())
+    with ExitStack() as stack:
+        for name, made in beside.items():
+            hook = layers[name].register_forward_hook(lambda layer, given, output, made=made: output + made(layer, given[0]))
+            stack.callback(hook.remove)
+        yield
+
+
 def widths(net: nn.Module, names: Sequence[str], row: Tensor) -> dict[str, torch.Size]:
     """Shapes of what a row [1, *shape] becomes at these layers, by name; the network stays in its mode.
 

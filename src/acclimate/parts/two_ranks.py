@@ -2,12 +2,15 @@
 
 Liu et al. 2024, equation 2, https://arxiv.org/abs/2306.04344"""
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .places import adding
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 
@@ -64,16 +67,10 @@ def adaptable(net: nn.Module) -> list[str]:
     return attending or linear or [name for name, layer in net.named_modules() if isinstance(layer, CONVOLUTIONS)]
 
 
-@contextmanager
-def adapted(net: nn.Module, names: Sequence[str], adapters: Sequence[nn.Module], scales: Sequence[float]) -> Iterator[None]:
+def adapted(net: nn.Module, names: Sequence[str], adapters: Sequence[nn.Module], scales: Sequence[float]) -> AbstractContextManager[None]:
     """Inside, each of these layers gives what its adapter adds as well."""
 
-    def add(adapter: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return output + adapter(given[0], scales)
+    def added(adapter: nn.Module, layer: nn.Module, x: Tensor) -> Tensor:
+        return adapter(x, scales)
 
-    layers = dict(net.named_modules())
-    with ExitStack() as stack:
-        for name, adapter in zip(names, adapters, strict=True):
-            hook = layers[name].register_forward_hook(lambda _, given, output, adapter=adapter: add(adapter, given, output))
-            stack.callback(hook.remove)
-        yield
+    return adding(net, {name: partial(added, adapter) for name, adapter in zip(names, adapters, strict=True)})

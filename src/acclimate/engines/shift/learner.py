@@ -111,6 +111,10 @@ class Learner(nn.Module):
         """Where a domain stands."""
         return Place(name, self.domains.index(name) if name in self.domains else None, about)
 
+    def is_source(self, where: Place | None) -> bool:
+        """Whether rows are of a labelled domain that was trained on."""
+        return where is not None and where.number is not None and where.number < self.sources
+
     def players(self) -> dict[str, nn.Module]:
         """Who can learn, by name: featurizer, head, and each part."""
         return {"featurizer": self.featurizer, "head": self.head, **self.parts}

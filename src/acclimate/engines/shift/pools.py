@@ -86,6 +86,12 @@ class Batch:
         return values.split(self.sizes)
 
 
+def each_once(names: Sequence[str]) -> None:
+    """Raise AcclimateError for a domain that is given twice."""
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise AcclimateError(f"domain {twice[0]!r} is given twice, as source and target perhaps; each domain plays one part")
+
+
 @dataclass
 class Data:
     """What a run may see: labelled domains, an unlabelled target, held-out labelled rows that choose the model.
@@ -113,8 +119,7 @@ class Data:
         if not pools:
             raise AcclimateError("no domain was given; give labelled domains, a target, or both")
         names = [pool.name for pool in pools]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise AcclimateError(f"domain {twice[0]!r} is given twice, as source and target perhaps; each domain plays one part")
+        each_once(names)
         for pool in pools:
             if pool.x.shape[1:] != pools[0].x.shape[1:]:
                 raise AcclimateError(

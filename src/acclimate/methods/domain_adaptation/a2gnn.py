@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ...kinds import DomainAdaptation
 from ...method import Setting
-from ...parts.discrepancy import scaled_mmd, some
+from ...parts.discrepancy import drawn_mmd
 
 
 class A2gnn(DomainAdaptation):
@@ -47,10 +47,9 @@ class A2gnn(DomainAdaptation):
         """Class loss on the source + distance of kernel means."""
         z_s = learner.features(source.x, steps=self.source_steps)
         z_t = learner.features(target.x, steps=self.target_steps)
-        gap = scaled_mmd(some(z_s, self.rows, learner.generator), some(z_t, self.rows, learner.generator))
+        gap = drawn_mmd(z_s, z_t, self.rows, learner.generator)
         yield learner.loss(learner.head(z_s), source.y) + self.weight * gap
 
     def predict(self, learner: Any, x: Tensor, where: Any = None) -> Tensor:
         """Nodes of a source as in training, all others as the target's."""
-        known = where is not None and where.number is not None and where.number < learner.sources
-        return learner.head(learner.features(x, steps=self.source_steps if known else self.target_steps))
+        return learner.head(learner.features(x, steps=self.source_steps if learner.is_source(where) else self.target_steps))

@@ -41,9 +41,8 @@ class CorrelationAlignment(DomainAdaptation):
 
     def predict(self, learner: Any, x: Tensor, where: Any = None) -> Tensor:
         """Rows of the target as they are; those of the source through the map."""
-        known = where is not None and where.number is not None and where.number < learner.sources
         z = learner.features(x)
-        return learner.head(z @ learner.memory["map"] if known else z)
+        return learner.head(z @ learner.memory["map"] if learner.is_source(where) else z)
 
     def _root(self, z: Tensor, power: float) -> Tensor:
         """A power of the covariance; directions without variance stay out of it."""

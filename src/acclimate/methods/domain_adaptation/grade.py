@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from ...kinds import DomainAdaptation
 from ...method import Setting
-from ...parts.discrepancy import scaled_mmd, some
+from ...parts.discrepancy import drawn_mmd
 from ...parts.heads import reverse, rising
 
 TOLD = 8.0  # how much larger classes are written than features, as in the authors' code
@@ -52,7 +52,7 @@ class Grade(DomainAdaptation):
 
     def _gap(self, learner: Any, s: Tensor, t: Tensor, y: Tensor, scores: Tensor) -> Tensor:
         if self.gap == "mmd":
-            return scaled_mmd(some(s, self.rows, learner.generator), some(t, self.rows, learner.generator))
+            return drawn_mmd(s, t, self.rows, learner.generator)
         if self.gap == "classes":
             s = torch.cat([s, TOLD * one_hot(y, learner.classes).to(s)], 1)
             t = torch.cat([t, TOLD * scores.softmax(1)], 1)

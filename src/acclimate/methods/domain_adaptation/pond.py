@@ -120,7 +120,7 @@ class Pond(DomainAdaptation):
 
     def predict(self, learner: Any, x: Tensor, where: Any = None) -> Tensor:
         """A source's rows by its own prompts; all others by those of the nearest source, or by the vote (logarithms) [row, class]."""
-        known = where is not None and where.number is not None and where.number < learner.sources
+        known = learner.is_source(where)
         distances = learner.memory["distances"]
         if known or self.choice == "nearest":
             return self.scores(learner, x, where.number if known else int(distances.argmin()))

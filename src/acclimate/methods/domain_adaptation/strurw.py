@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from ...kinds import DomainAdaptation
 from ...method import Setting
-from ...parts.discrepancy import scaled_mmd, some
+from ...parts.discrepancy import drawn_mmd
 from ...parts.graphs import joined
 from ...parts.heads import reverse, rising
 
@@ -54,8 +54,7 @@ class Strurw(DomainAdaptation):
         z_s = learner.features(source.x, through=self._through(learner))
         loss = learner.loss(learner.head(z_s), source.y)
         if self.align == "mmd":
-            z_t = learner.features(target.x)
-            loss = loss + scaled_mmd(some(z_s, self.rows, learner.generator), some(z_t, self.rows, learner.generator))
+            loss = loss + drawn_mmd(z_s, learner.features(target.x), self.rows, learner.generator)
         if self.align == "adv":
             both = reverse(torch.cat([z_s, learner.features(target.x)]), rising(learner.progress))
             domain = torch.arange(len(both), device=both.device) >= len(z_s)

@@ -55,8 +55,7 @@ class SubspaceAlignment(DomainAdaptation):
 
     def predict(self, learner: Any, x: Tensor, where: Any = None) -> Tensor:
         """Scores of the source's rows by its map, of all other rows by the target's."""
-        known = where is not None and where.number is not None and where.number < learner.sources
-        z = self._aligned(learner, learner.features(x), "source" if known else "target")
+        z = self._aligned(learner, learner.features(x), "source" if learner.is_source(where) else "target")
         if self.classifier == "linear":
             return learner.head(z)
         near, labels = -torch.cdist(z, learner.memory["rows"]), learner.memory["labels"]  # [row, source row]
