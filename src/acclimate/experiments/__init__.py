@@ -223,13 +223,13 @@ def _same_arms(name: str, kept: dict[str, dict[str, Any]]) -> None:
 def _judge(
     paper: dict[str, Any], module: ModuleType, done: dict[int, dict[str, Any]], tiny: bool, source: str, record: bool
 ) -> dict[str, Any]:
-    from ..parts.statistics import seed_interval
+    from ..parts.statistics import over_seeds
 
     seeds = list(done)
     figures = {arm: [done[seed]["arms"][arm] for seed in seeds] for arm in done[seeds[0]]["arms"]}
     rows = []
     for arm, values in figures.items():
-        mean, half = seed_interval(values) if len(values) > 1 else (values[0], None)
+        mean, half = over_seeds(values)
         rows.append({"name": arm, "mean": mean, "ci95": half, "seeds": values})
     outcome, why = "not_run", ""
     if len(seeds) > 1:  # also when tiny, so that a broken verdict shows before the full run

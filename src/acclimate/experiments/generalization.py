@@ -37,14 +37,9 @@ def everything(cut: Cut) -> "Pool":
 
 def learner_for(cut: Cut, seed: int, width: int = 16) -> "Learner":
     """A fresh convolutional network for images like these, drawn from the seed."""
-    import torch
+    from ..shifts import make_learner
 
-    from ..engines.shift import Learner
-    from ..models.convnet import ConvNet
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return Learner(ConvNet(width, cut.train.x.shape[1]), cut.classes)
+    return make_learner(cut.train.x, cut.classes, "convnet", seed=seed, options={"width": width})
 
 
 def left_out(

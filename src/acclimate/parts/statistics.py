@@ -121,6 +121,15 @@ def seed_interval(values: ArrayLike) -> tuple[float, float]:
     return float(seeds.mean()), float(t.ppf(0.975, len(seeds) - 1) * seeds.std(ddof=1) / np.sqrt(len(seeds)))
 
 
+def over_seeds(values: Sequence[float]) -> tuple[float, float | None]:
+    """:func:`seed_interval`, but None for the half-width where there is a single seed, as reports and JSON want it.
+
+    >>> over_seeds([0.5])
+    (0.5, None)
+    """
+    return seed_interval(values) if len(values) > 1 else (values[0], None)
+
+
 def negative_flips(right_before: ArrayLike, right_after: ArrayLike) -> Interval:
     """Share of all items that were right before and are wrong after, with its 95 % interval.
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ..parts.statistics import seed_interval
+from ..parts.statistics import over_seeds
 
 
 def leaderboard(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -21,7 +21,7 @@ def leaderboard(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         targets = list(dict.fromkeys(row["target"] for row in own))
         by_target = {t: float(np.mean([row["accuracy"] for row in own if row["target"] == t])) for t in targets}
         values = list(by_target.values()) if len(by_target) > 1 else [row["accuracy"] for row in own]
-        mean, half = seed_interval(values) if len(values) > 1 else (values[0], None)
+        mean, half = over_seeds(values)
         seconds = float(np.mean([row["seconds"] for row in own]))
         found.append({"method": method, "mean": mean, "ci95": half, "seconds": seconds, "targets": len(by_target), "by_target": by_target})
         if scores := [row["h_score"] for row in own if "h_score" in row]:  # of targets with classes that no source has

@@ -14,7 +14,7 @@ from ..errors import AcclimateError, nearest
 from ..files import write_json
 from ..method import Setting, Settings
 from ..parts.continual import backward_transfer, final_success, forgetting, forward_transfer
-from ..parts.statistics import seed_interval
+from ..parts.statistics import over_seeds
 from ..progress import bar, say
 from .adapted import make_learner, text_options
 from .arms import method_named
@@ -134,7 +134,7 @@ def _board(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         told: dict[str, Any] = {"method": name, "seeds": len(own)}
         for key in ("final", "forgetting", "backward", "learned"):
             if values := [row[key] for row in own if key in row]:
-                mean, half = seed_interval(values) if len(values) > 1 else (values[0], None)
+                mean, half = over_seeds(values)
                 told |= {key: mean, f"{key}_ci95": half}
         found.append(told)
     return sorted(found, key=lambda row: -row["final"])

@@ -183,12 +183,10 @@ def _only(pool: "Pool", intents: list[int]) -> "Pool":
 def _network(classes: int, seed: int, tiny: bool) -> "Learner":
     import torch
 
-    from ...engines.shift import Learner
-    from ...models.mlp import Mlp
+    from ...shifts import make_learner
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return Learner(Mlp(384, 32 if tiny else 256, depth=2), classes)
+    names = [str(number) for number in range(classes)]
+    return make_learner(torch.empty(1, 384), names, seed=seed, options={"width": 32 if tiny else 256, "depth": 2})
 
 
 def clauses(figures: dict[str, list[float]]) -> list[tuple[str, bool]]:

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from ...method import load
+from ...parts.continual import backward_transfer
 
 CRITERION = """
     Means over seeds. (1) Novelty AUROC of the codes is 5.0 points or more above that of the largest softmax probability, on the mean of
@@ -115,18 +116,12 @@ def _stream(cuts: list[Any], encoder: Any, seed: int, tiny: bool) -> tuple[dict[
     figures = {f"end: {arm}": 100 * final_success(matrix) for arm, matrix in matrices.items()} | {
         f"end: {TOLD}": 100 * float(np.mean(right))
     }
-    figures |= {f"lost: {arm}": lost(matrix) for arm, matrix in matrices.items()}
+    figures |= {f"lost: {arm}": -100 * backward_transfer(matrix) for arm, matrix in matrices.items()}
     figures |= {f"novelty: {way}": 100 * float(np.mean(values)) for way, values in scores.items()}
     correlations = _proxies(encoder, first["head"], tasks[1], training, seed, tiny)
     grown = [held["spec"] for held in made.memory["bank"]]
     told = {"grown": grown, "domain of each task": domains, "routed right": routed, "novelty": scores, "proxies": correlations}
     return figures | {"proxies": correlations["mean rank"]}, told | {"matrices": matrices}
-
-
-def lost(matrix: list[list[float]]) -> float:
-    """Mean loss in points on earlier domains from right after they were learned to the end."""
-    held = np.array(matrix)
-    return 100 * float(np.mean(held.diagonal()[:-1] - held[-1, :-1]))
 
 
 def _auroc(known: Any, new: Any) -> float:

@@ -24,6 +24,7 @@ import numpy as np
 
 from ... import datasets
 from ...method import load
+from ...parts.continual import backward_transfer
 from ..fixture import WORDS, documents, tiny_model
 
 if TYPE_CHECKING:
@@ -68,16 +69,10 @@ def run(seed: int, tiny: bool, work: Path) -> dict[str, Any]:
     learn(ours, made, tasks, longer, watch=_noting({OURS: ours, TOGETHER: together}, matrices, tasks))
     alone = [_lora(upper, task, Training(**plan, steps=steps, lr=RATE, rates={"head": HEAD / RATE}), classes, seed) for task in tasks]
     arms = {f"end: {arm}": 100 * final_success(matrix) for arm, matrix in matrices.items()} | {f"end: {ORACLE}": float(np.mean(alone))}
-    arms |= {f"forgotten: {arm}": forgotten(matrix) for arm, matrix in matrices.items()}
+    arms |= {f"forgotten: {arm}": -100 * backward_transfer(matrix) for arm, matrix in matrices.items()}
     picked = [ours.picked(made, ours.vectors(made, task.test.x)).mean(0).view(len(tasks), 4).sum(1).tolist() for task in tasks]
     order = [task.name for task in tasks]
     return {"arms": arms, "details": {"order": order, "matrices": matrices, "LoRA": alone, "weight [rows of, slots of]": picked}}
-
-
-def forgotten(matrix: list[list[float]]) -> float:
-    """Mean loss in points on earlier tasks from right after they were learned to the end."""
-    held = np.array(matrix)
-    return 100 * float(np.mean(held.diagonal()[:-1] - held[-1, :-1]))
 
 
 def right(method: Any, learner: Any, task: "Task") -> float:

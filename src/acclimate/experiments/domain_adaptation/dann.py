@@ -107,14 +107,9 @@ def shallow_dann(strength: float) -> Any:
 
 def network(rows: Cut, seed: int) -> "Learner":
     """One sigmoid layer, drawn from the seed."""
-    import torch
+    from ...shifts import make_learner
 
-    from ...engines.shift import Learner
-    from ...models.mlp import Mlp
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return Learner(Mlp(rows.train.x.shape[1], WIDTH, activation="sigmoid"), rows.classes)
+    return make_learner(rows.train.x, rows.classes, seed=seed, options={"width": WIDTH, "activation": "sigmoid"})
 
 
 def support_vectors(source: Cut, target: Cut, costs: tuple[float, ...]) -> tuple[float, dict[str, Any]]:
