@@ -188,16 +188,18 @@ def scaled(every: dict[str, Parts], target: str, scale: str) -> tuple[dict[str, 
         return every, None
     pooled = torch.cat([parts["train"].x for key, parts in every.items() if key != target])
     by = {key: _moments(parts["train"].x if how == "each" else pooled) for key, parts in every.items()}
-    found = {
-        key: {split: replace(pool, x=(pool.x - by[key][0]) / by[key][1]) for split, pool in parts.items()} for key, parts in every.items()
-    }
-    return found, by[target]
+    return {key: _standardised(parts, by[key]) for key, parts in every.items()}, by[target]
 
 
 def scaled_by_first(every: dict[str, Parts]) -> dict[str, Parts]:
     """Domains whose columns are standardised by the first one's training rows; those that come later are not looked at."""
-    mean, width = _moments(next(iter(every.values()))["train"].x)
-    return {key: {split: replace(pool, x=(pool.x - mean) / width) for split, pool in parts.items()} for key, parts in every.items()}
+    by = _moments(next(iter(every.values()))["train"].x)
+    return {key: _standardised(parts, by) for key, parts in every.items()}
+
+
+def _standardised(parts: Parts, by: Scale) -> Parts:
+    mean, width = by
+    return {split: replace(pool, x=(pool.x - mean) / width) for split, pool in parts.items()}
 
 
 def _moments(rows: Tensor) -> Scale:

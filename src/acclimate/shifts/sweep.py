@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from ..engines.shift import Data, right
+from ..engines.shift.pools import each_once
 from ..errors import AcclimateError, nearest
 from ..files import digest, read_json, write_json
-from ..method import find
+from ..method import find, names
 from ..parts.openness import h_score
 from ..parts.statistics import mean_interval
 from ..progress import bar, say
@@ -83,7 +84,7 @@ def shift(
         sources: domains: ``fdu_mtl/books``, folders or files; bare names where ``data`` names the dataset, or one dataset has them all.
             Of graphs (``airports/usa``, or a file that domain.graphs ``Graph.load`` reads) nodes are classified, never whole graphs.
         settings: of the methods, where all of them know it; ``training``: of the engine (engines.shift Training).
-        plan: at test time the stream's ``batch`` and its own training settings; for active learning ``rounds`` and ``share``.
+        plan: at test time the stream's ``rows`` and its own training settings; for active learning ``rounds`` and ``share``.
         backbone: featurizer: a module of ``models/`` (mlp, convnet, resnet, series, text ...); by the shape of the rows if empty.
             ``options`` are its settings.
         encoder: encoder of text: frozen, it makes vectors; with ``backbone="text"`` it learns too.
@@ -93,7 +94,7 @@ def shift(
         keep: save every learner in ``out``/models/<method>/<target>/<seed>, for ``Adapted.load``.
         workers: processes that run side by side.
 
-    A class of the target that no source has is the class "unknown" to methods for open classes (thresholding, ovanet, uan, cmu, uniot),
+    A class of the target that no source has is the class "unknown" to methods for open classes (their class says ``open``),
     whose rows then hold the accuracies ``common`` and ``unknown`` and their harmonic mean, ``h_score``, too.
 
     Returns rows [{method, target, seed, accuracy, low, high, rows, source_accuracy, seconds, step, choice}], a leaderboard
@@ -108,8 +109,7 @@ def shift(
     wanted = tuple([*sources, *([target] if target else [])])
     if len(wanted) < 2:
         raise AcclimateError("shift needs at least two domains: sources and a target, or several sources that are left out in turn")
-    if twice := [name for name in wanted if wanted.count(name) > 1]:
-        raise AcclimateError(f"domain {twice[0]!r} is given twice, as source and target perhaps; each domain plays one part")
+    each_once(wanted)
     if scale not in SCALES:
         raise AcclimateError(f"scale = {scale!r}{nearest(scale, SCALES)}")
     if keep and not out:
@@ -231,17 +231,18 @@ class _Sweep:
         target, seed, name = key
         options, seen = self.options, self.visible(target)
         method: Any = find(name)(**options.settings)
-        graphs = {key: each.graph for key, each in self.domains.items() if each.graph}
+        graphs = {domain: each.graph for domain, each in self.domains.items() if each.graph}
         if method.form == "graph" and not graphs:
             raise AcclimateError(f"{name} works on nodes of graphs; give domains that are graphs (citation/acm, airports/usa, a file.npz)")
         if seen.new and not method.open:
             raise AcclimateError(
                 f"target {target!r} has the class {seen.new[0]!r}, which no source has, but {method.name} knows the sources' classes only; "
-                "leave its rows out, or use a method for open classes: thresholding, ovanet, uan, cmu, uniot"
+                f"leave its rows out, or use a method for open classes: {', '.join(_open_methods())}"
             )
         own, _ = text_options(options.backbone, options.options, options.encoder)
-        make = partial(make_learner, seen.test.x, seen.data.classes, options.backbone, options.head)
-        make = partial(make, options=own, graphs=list(graphs.values()))
+        make = partial(
+            make_learner, seen.test.x, seen.data.classes, options.backbone, options.head, options=own, graphs=list(graphs.values())
+        )  # fmt: skip
         started = time.perf_counter()
         made = run(method, seen, make, {**options.training, "seed": seed}, options.plan)
         seconds = time.perf_counter() - started
@@ -262,14 +263,18 @@ class _Sweep:
         if not about:
             return {}
         if about == "names":
-            return dict(
-                zip(wanted, encoded([name.replace("_", " ").replace("/", " ") for name in wanted], self.options.encoder), strict=True)
-            )
+            texts = [name.replace("_", " ").replace("/", " ") for name in wanted]
+            return dict(zip(wanted, encoded(texts, self.options.encoder), strict=True))
         if isinstance(about, str):
             raise AcclimateError(f"about = {about!r}, but must be 'names' or facts of each domain, {{name: numbers}}")
         if missing := [name for name in wanted if name not in about]:
             raise AcclimateError(f"about has no facts of {missing[0]!r}; it has: {', '.join(about)}")
         return {name: torch.tensor(about[name], dtype=torch.float32) for name in wanted}
+
+
+def _open_methods() -> list[str]:
+    kinds: dict[str, Any] = {name: find(name) for room in ROOMS for name in names(room)}
+    return [name.partition(".")[2] for name, kind in kinds.items() if getattr(kind, "open", False)]
 
 
 def _visible(every: dict[str, Shifted], name: str, scale: str, facts: dict[str, Tensor]) -> Seen:
