@@ -8,26 +8,17 @@ import pytest
 import torch
 from torch import nn
 
-from acclimate.engines.continual import Task, class_stream, domain_stream, learn
+from acclimate.checks import _shifted
+from acclimate.engines.continual import Task, class_stream, learn
 from acclimate.engines.shift import Learner, Pool, Training, predict
 from acclimate.method import load
 from acclimate.parts.adaptors import Adaptor, adaptor_space, columns, looked_at, stage_outputs
 from acclimate.parts.hyperdimensional import codes, nearest_bundle, runs_under, semi_orthogonal
 from acclimate.parts.training_free import evolved, judged, proxies, spread_of
+from worlds import far_domains
 
 TRAINING = Training(steps=60, batch=16, lr=0.01, choose="last", seed=1)
 SMALL = {"size": 200, "candidates": 12, "rows": 16}
-
-
-def far(count=3, wide=6):
-    """Domains far apart; which rows belong to which class turns from one to the next."""
-    draw, pools = torch.Generator().manual_seed(0), []
-    for number in range(count):
-        y = torch.arange(60) % 2
-        x = 0.3 * torch.randn(60, wide, generator=draw) + 4 * nn.functional.one_hot(torch.tensor(number), wide)
-        x[:, -1] += (2.0 * y - 1) * (-1) ** number
-        pools.append(Pool(f"domain {number}", x, y))
-    return domain_stream([(pool, pool) for pool in pools])
 
 
 def network(classes=2):
@@ -122,7 +113,7 @@ def test_texts_are_averaged_over_tokens_and_series_over_time():
 
 def test_a_stream_that_turns_its_labels_is_kept_and_what_is_old_stays():
     """Fine-tuning forgets, as each domain answers the other way round."""
-    states, banks, made, tasks = [], [], network(), far()
+    states, banks, made, tasks = [], [], network(), far_domains()
     frozen = {name: value.clone() for name, value in made.featurizer.state_dict().items()}
 
     def watch(task, learner):
@@ -145,7 +136,7 @@ def test_a_stream_that_turns_its_labels_is_kept_and_what_is_old_stays():
 
 @pytest.mark.parametrize("adaptor", ["fixed", "none"])
 def test_without_a_search(adaptor):
-    made, tasks = network(), far(2)
+    made, tasks = network(), far_domains(2)
     found = learn(load("continual.ear", **SMALL, adaptor=adaptor), made, tasks, TRAINING)
     sizes = {"fixed": {"bottleneck"}, "none": set()}[adaptor]
     assert {held["spec"].get("kind") for held in made.memory["bank"]} - {None} == sizes
@@ -154,7 +145,7 @@ def test_without_a_search(adaptor):
 
 
 def test_wrong_routing_costs_accuracy():
-    method, made, tasks = load("continual.ear", **SMALL), network(), far(2)
+    method, made, tasks = load("continual.ear", **SMALL), network(), far_domains(2)
     learn(method, made, tasks, TRAINING)
     made.memory["of"] = [[1 - domain, label] for domain, label in made.memory["of"]]
     right = (predict(method, made, tasks[0].test.x).argmax(1) == tasks[0].test.y).float().mean()
@@ -162,7 +153,7 @@ def test_wrong_routing_costs_accuracy():
 
 
 def test_a_domain_that_is_known_grows_nothing():
-    method, made, (task, *_) = load("continual.ear", **SMALL), network(), far()
+    method, made, (task, *_) = load("continual.ear", **SMALL), network(), far_domains()
     again = Task("again", task.train, task.test, task.classes, 1)
     found = learn(method, made, [task, again], TRAINING)
     assert len(made.memory["bank"]) == 1
@@ -203,15 +194,8 @@ def test_killed_and_resumed(tmp_path, dies):
     def run(folder=None, dies=0):
         method, made = load("continual.ear", **SMALL), network()
         if dies:
-            step, count = method.step, itertools.count(1)
-
-            def dying(**words):
-                if next(count) >= dies:
-                    raise KeyboardInterrupt
-                yield from step(**words)
-
-            method.step = dying
-        return made, learn(method, made, far(2), TRAINING, folder=folder).matrix
+            _shifted.killed(method, dies)
+        return made, learn(method, made, far_domains(2), TRAINING, folder=folder).matrix
 
     whole, figures = run()
     with contextlib.suppress(KeyboardInterrupt):

@@ -1,7 +1,5 @@
 """LFTL where the rows of one query cannot show it: the contrast of rounds, the loss and its anchors, mixup, a run that is killed."""
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
@@ -128,14 +126,7 @@ def test_rounds_make_the_target_right_and_survive_a_kill(tmp_path):
         learner, data = _shifted.source_model("table")
         method = load("active_learning.lftl", surest=10, persist=1.0)
         if dies:
-            step, count = method.step, itertools.count(1)
-
-            def dying(**words):
-                if next(count) >= dies:
-                    raise KeyboardInterrupt
-                yield from step(**words)
-
-            method.step = dying
+            _shifted.killed(method, dies)
         training = Training(**{**method.training, "steps": 40, "batch": 8, "target_batch": 8, "lr": 0.01, "rates": None})
         plan = Rounds(rounds=3, share=0.1, warm=False)
         done = learn(method, learner, data, _shifted.table().oracle, plan, training, folder=folder)

@@ -5,25 +5,15 @@ import pytest
 import torch
 from torch import nn
 
-from acclimate.engines.continual import Task, domain_stream, learn
+from acclimate.engines.continual import Task, learn
 from acclimate.engines.shift import Batch, Learner, Pool, Training
 from acclimate.errors import AcclimateError
 from acclimate.method import load
 from acclimate.parts.increments import Increments, likeness, mixture
+from worlds import far_domains
 
 TRAINING = Training(steps=80, batch=16, lr=0.01, choose="last", seed=1)
 KEYS = Training(**{**TRAINING.values(), "rates": {"retriever": 5.0}})
-
-
-def far(count=3, wide=6):
-    """Domains far apart; which rows belong to which class turns from one to the next."""
-    draw, pools = torch.Generator().manual_seed(0), []
-    for number in range(count):
-        y = torch.arange(60) % 2
-        x = 0.3 * torch.randn(60, wide, generator=draw) + 4 * nn.functional.one_hot(torch.tensor(number), wide)
-        x[:, -1] += (2.0 * y - 1) * (-1) ** number
-        pools.append(Pool(f"domain {number}", x, y))
-    return domain_stream([(pool, pool) for pool in pools])
 
 
 def network(classes=2, seed=0):
@@ -93,7 +83,7 @@ def test_keys_move_towards_the_rows_and_are_clipped():
     made = encoded(network())
     method = load("continual.slm", pool=8, groups=2, hidden=0.0, clip=0.01)
     made.parts.update(method.build(made))
-    (task, *_) = far()
+    (task, *_) = far_domains()
     method.before(made, task)
     batch = Batch(task.train.x, task.train.y, torch.zeros(60), torch.arange(60), [60])
     made.progress = 0.0
@@ -106,7 +96,7 @@ def test_keys_move_towards_the_rows_and_are_clipped():
 
 def test_a_stream_that_turns_its_labels_is_kept_and_slots_of_others_stay():
     """Fine-tuning forgets, as each domain answers the other way round."""
-    tasks = far()
+    tasks = far_domains()
     states = []
 
     def watch(task, learner):
@@ -128,7 +118,8 @@ def test_a_stream_that_turns_its_labels_is_kept_and_slots_of_others_stay():
 
 
 def test_heads_of_other_label_sets_stay():
-    pools = [Pool("a", far()[0].train.x, far()[0].train.y), Pool("b", far()[1].train.x, far()[1].train.y + 2)]
+    one, other = (task.train for task in far_domains(2))
+    pools = [Pool("a", one.x, one.y), Pool("b", other.x, other.y + 2)]
     tasks = [Task(pool.name, pool, pool, classes, n) for n, (pool, classes) in enumerate(zip(pools, [(0, 1), (2, 3)], strict=True))]
     made, heads = encoded(network(4)), []
     learn(load("continual.slm", pool=8), made, tasks, KEYS, watch=lambda task, learner: heads.append(learner.head.weight.clone()))
@@ -138,4 +129,4 @@ def test_heads_of_other_label_sets_stay():
 
 def test_a_pool_that_is_full_is_refused():
     with pytest.raises(AcclimateError, match="too few for task 'domain 1'"):
-        learn(load("continual.slm", pool=5), network(), far(2), TRAINING)
+        learn(load("continual.slm", pool=5), network(), far_domains(2), TRAINING)

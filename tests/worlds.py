@@ -95,3 +95,20 @@ def varied(net, seed, size=0.05):
         for weight in made.parameters():
             weight.add_(size * torch.randn(weight.shape, generator=generator))
     return made
+
+
+def far_domains(count=3, wide=6):
+    """A stream of tasks in domains far apart; which rows belong to which class turns from one to the next."""
+    import torch
+    from torch.nn.functional import one_hot
+
+    from acclimate.engines.continual import domain_stream
+    from acclimate.engines.shift import Pool
+
+    draw, pools = torch.Generator().manual_seed(0), []
+    for number in range(count):
+        y = torch.arange(60) % 2
+        x = 0.3 * torch.randn(60, wide, generator=draw) + 4 * one_hot(torch.tensor(number), wide)
+        x[:, -1] += (2.0 * y - 1) * (-1) ** number
+        pools.append(Pool(f"domain {number}", x, y))
+    return domain_stream([(pool, pool) for pool in pools])
