@@ -271,5 +271,8 @@ def test_a_leaderboard_becomes_a_page(folders, tmp_path, monkeypatch):
     assert "## words" in text
     assert "| `domain_generalization.erm` | nothing |" in text
     assert text.count("`test_time.tent` has no figure") == 1
+    rooms = ("domain_generalization", "domain_adaptation", "test_time")
+    assert all(shifts.arms.method_named(name, {}, rooms).form == "" for name in boards.comparable())  # none is refused by shift
+    assert {"domain_adaptation.dann", "test_time.tent"} <= {*boards.comparable()}
     with pytest.raises(AcclimateError, match=r"no benchmark 'wrds'.*nearest: words"):
         boards.board("wrds")

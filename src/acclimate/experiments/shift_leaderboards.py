@@ -16,6 +16,7 @@ from typing import Any
 from .. import catalogue
 from ..errors import AcclimateError, nearest
 from ..files import cache_dir, read_json, write_json, write_text
+from ..kinds import Strategy
 from ..method import find, names
 from ..runs import provenance
 from ..shifts import shift
@@ -61,7 +62,7 @@ def board(name: str, record: bool = False, workers: int = 1, only: Sequence[str]
     root, given = catalogue.checkout(), BENCHMARKS[name]
     if record and root is None:
         raise AcclimateError("a leaderboard is recorded in a checkout of the project; leave out --record")
-    methods = [*only] or [each for room in ROOMS for each in names(room) if not getattr(find(each), "form", "")]
+    methods = [*only] or comparable()
     found = shift(
         methods, given.domains, data=given.data, training=given.training, options=given.options, about=given.about, seeds=seeds,
         workers=workers, out=cache_dir("leaderboards") / name,
@@ -72,6 +73,12 @@ def board(name: str, record: bool = False, workers: int = 1, only: Sequence[str]
         write_json(root / "bench" / "results" / "shift" / f"{name}.json", result)
         write_text(root / "docs" / "shift.md", page(root / "bench" / "results" / "shift"))
     return result
+
+
+def comparable() -> list[str]:
+    """The methods that a leaderboard holds: all that train a learner on rows; not those for graphs, nor strategies."""
+    found = [name for room in ROOMS for name in names(room)]
+    return [name for name in found if not issubclass(find(name), Strategy) and not getattr(find(name), "form", "")]
 
 
 def page(folder: Path) -> str:
