@@ -40,7 +40,7 @@ def test_reference(case):
 
 
 @pytest.mark.parametrize(
-    "room", ["objectives", "adapters", "merging", "domain_adaptation", "domain_generalization", "test_time", "active_learning"]
+    "room", ["objectives", "adapters", "merging", "domain_adaptation", "domain_generalization", "test_time", "active_learning", "continual"]
 )
 def test_every_method_has_a_reference(room):
     """A strategy has stages, not a number: its own tests check them."""

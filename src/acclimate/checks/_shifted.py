@@ -140,6 +140,7 @@ def reference_number(method: Any, inputs: dict[str, Any]) -> list[float]:
 
     ``sizes`` are rows per source domain; ``step`` and ``progress`` where they matter. With ``predict`` the scores of these rows instead.
     With ``edges`` (of each domain, the target last [domain][2, edge]) rows are nodes, and features come from layers filled by tiny.fill.
+    ``memory`` is what a continual method remembers at this step, and ``replay`` {x, y} the rows it kept.
     """
     if "edges" in inputs:
         return _graph_number(method, inputs)
@@ -147,10 +148,18 @@ def reference_number(method: Any, inputs: dict[str, Any]) -> list[float]:
     made.step, made.progress = inputs.get("step", 0), inputs.get("progress", 0.0)
     source = torch.tensor(inputs["source"])
     target = torch.tensor(inputs["target"]) if inputs.get("target") else None
-    losses = one_step(method, made, source, torch.tensor(inputs["y"]), inputs["sizes"], target, filled=True)
+    kept = {"memory": _tensors(inputs.get("memory", {})), "replay": _tensors(inputs.get("replay"))}
+    losses = one_step(method, made, source, torch.tensor(inputs["y"]), inputs["sizes"], target, filled=True, **kept)
     if "predict" in inputs:
         return method.predict(made, torch.tensor(inputs["predict"])).flatten().tolist()
     return [loss.item() for loss in losses]
+
+
+def _tensors(given: Any) -> Any:
+    """What JSON holds, its matrices as tensors."""
+    if isinstance(given, dict):
+        return {key: _tensors(value) for key, value in given.items()}
+    return torch.tensor(given) if given and isinstance(given[0], list) else given
 
 
 def _graph_number(method: Any, inputs: dict[str, Any]) -> list[float]:
@@ -179,8 +188,9 @@ def headed(head: list[list[float]]) -> Learner:
 
 
 def one_step(
-    method: Any, made: Learner, source: Tensor, y: Tensor, sizes: list[int], target: Tensor | None = None, filled: bool = False
-) -> list[Tensor]:
+    method: Any, made: Learner, source: Tensor, y: Tensor, sizes: list[int], target: Tensor | None = None, filled: bool = False,
+    memory: dict[str, Any] | None = None, replay: dict[str, Any] | None = None,
+) -> list[Tensor]:  # fmt: skip
     """The losses that one step yields, after ``build``, ``begin`` and ``refresh``, with the weights as they are."""
     count = len(sizes)
     domain = torch.repeat_interleave(torch.arange(count), torch.tensor(sizes))
@@ -203,6 +213,10 @@ def one_step(
             method.adopt(made, made, other.x)
         method.begin(made, batch, other)
         method.refresh(made, batch, other)
+        made.memory.update(memory or {})
+        if replay:
+            count = len(replay["y"])
+            words["replay"] = Batch(replay["x"], torch.tensor(replay["y"]), torch.zeros(count), torch.arange(count), [count])
         asked = arguments(type(method), "step")
         found = list(method.step(**{name: words[name] for name in asked if name in words}))
     return [loss.detach() for given in found for loss, _ in as_plays(given)]
