@@ -1,13 +1,14 @@
 """Checks for methods that adapt while they predict: they run on two modalities, reset exactly, and cope with single rows."""
 
 import copy
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..engines.online import Online
-from ..engines.shift import Learner
+from ..engines.shift import Learner, fit
 from ..engines.shift.loop import seeded
 from ..engines.shift.plays import as_plays
 from ..kinds import TestTime
@@ -78,13 +79,14 @@ def labels_unseen(cls: type[TestTime]) -> None:
 
 
 def _online(cls: type[TestTime], modality: str) -> Online:
-    made, data = _shifted.learner(modality, normed=True), _shifted.MODALITIES[modality]()
-    method = cls()
-    training = _shifted.training(method, steps=40, choose="last", **_shifted.QUICK)
-    from ..engines.shift import fit
+    return Online(cls(), copy.deepcopy(_trained(cls, modality)), source=_shifted.MODALITIES[modality]().source)
 
-    fit(method, made, data, training)
-    return Online(method, made, source=data.source)
+
+@cache
+def _trained(cls: Any, modality: str) -> Learner:
+    made, method = _shifted.learner(modality, normed=True), cls()
+    fit(method, made, _shifted.MODALITIES[modality](), _shifted.training(method, steps=40, choose="last", **_shifted.QUICK))
+    return made
 
 
 def _rows(modality: str) -> Tensor:
