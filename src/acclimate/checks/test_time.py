@@ -78,7 +78,7 @@ def labels_unseen(cls: type[TestTime]) -> None:
     expect(asked == ["learner", "x"], f"adapt asks for {', '.join(asked)}; a stream has rows only")
 
 
-def _online(cls: type[TestTime], modality: str) -> Online:
+def _online(cls: Any, modality: str) -> Online:
     return Online(cls(), copy.deepcopy(_trained(cls, modality)), source=_shifted.MODALITIES[modality]().source)
 
 
