@@ -43,6 +43,11 @@ class Structure(nn.Module):
     edges: Tensor
     dense: Tensor | None
 
+    @property
+    def features(self) -> Tensor:
+        """Features of all nodes, dense [node, inputs]."""
+        return self.x.dense() if self.x is not None else self.dense  # type: ignore[return-value]
+
     def times(self, weight: Tensor, moved: Tensor | None = None, order: Tensor | None = None) -> Tensor:
         """Features [node, inputs], ``moved`` by as many and in another ``order``, times a weight [width, inputs] -> [node, width]."""
         found = self.x(weight.T) if self.x is not None else self.dense.to(weight.dtype) @ weight.T  # type: ignore[union-attr]

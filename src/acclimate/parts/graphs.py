@@ -48,6 +48,10 @@ class Matrix(nn.Module):
         """[column, width] -> [row, width]."""
         return _Product.apply(self.values if values is None else values, h, self, False)
 
+    def dense(self) -> Tensor:
+        """The whole matrix [row, column]."""
+        return self.values.new_zeros(self.shape).index_put((self.places[0], self.places[1]), self.values)
+
     def product(self, values: Tensor, h: Tensor, turned: bool) -> Tensor:
         """Without gradients; ``turned`` multiplies by the transposed matrix."""
         starts, columns, shape = self.starts, self.places[1], self.shape

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..engines import active
 from ..engines.online import Online, stream
+from ..engines.pygda import PREFIX, PygdaModel
 from ..engines.shift import Data, Learner, Pool, Training, fit, right
 from ..engines.shift.pools import whole
 from ..errors import AcclimateError, nearest
@@ -47,7 +48,9 @@ class Stream(Settings):
 
 
 def method_named(name: str, settings: dict[str, Any], rooms: Sequence[str]) -> Any:
-    """A method of some rooms by its full name or by what stands behind the dot."""
+    """A method of some rooms by its full name or by what stands behind the dot; ``pygda.NAME`` is a model of that package."""
+    if name.startswith(PREFIX):
+        return PygdaModel(name, **settings)
     known = [full for room in rooms for full in names(room)]
     full = name if "." in name else next((each for each in known if each.partition(".")[2] == name), "")
     if full not in known:
@@ -69,6 +72,8 @@ def run(method: Any, seen: Seen, make: Make, training: dict[str, Any], plan: dic
 
     A source-free method starts from a model that its vendor (mostly ERM) trained on the sources. ``plan`` holds settings of plan_of.
     """
+    if method.room == "pygda":
+        return _packaged(method, seen, make, training)
     own = Training(**{**method.training, **training})
     if method.room == "test_time":
         return _streamed(method, seen, make, own, plan)
@@ -84,6 +89,13 @@ def run(method: Any, seen: Seen, make: Make, training: dict[str, Any], plan: dic
         data = replace(data, target=None)
     done = fit(method, learner, data, own)
     return Outcome(learner, right(method, learner, seen.test), {"step": done.kept, "choice": done.choice})
+
+
+def _packaged(method: PygdaModel, seen: Seen, make: Make, training: dict[str, Any]) -> Outcome:
+    """A package's own model on all nodes of the graphs."""
+    learner = make(int(training.get("seed", 0)))
+    method.fit(learner, [*seen.data.labelled, *seen.data.validation, *seen.sources], seen.test, training)
+    return Outcome(learner, right(method, learner, seen.test), {"step": training.get("steps"), "choice": "last"})
 
 
 def _streamed(method: Any, seen: Seen, make: Make, training: Training, plan: dict[str, Any]) -> Outcome:

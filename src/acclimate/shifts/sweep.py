@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..engines.pygda import PREFIX
 from ..engines.shift import Data, right
 from ..engines.shift.pools import each_once
 from ..errors import AcclimateError, nearest
@@ -80,7 +81,8 @@ def shift(
     Args:
         methods: ``dann`` or ``domain_adaptation.dann``, one or several, of adaptation, generalization, test time and active learning.
             Source-free ones start from a model that ERM trained; at test time the target's test rows come in as a stream; active ones
-            start from a model of the sources and ask for labels of the target's training rows.
+            start from a model of the sources and ask for labels of the target's training rows. ``pygda.SpecReg`` is a model of that
+            package (on graphs, where it is installed).
         sources: domains: ``fdu_mtl/books``, folders or files; bare names where ``data`` names the dataset, or one dataset has them all.
             Of graphs (``airports/usa``, or a file that domain.graphs ``Graph.load`` reads) nodes are classified, never whole graphs.
         settings: of the methods, where all of them know it; ``training``: of the engine (engines.shift Training).
@@ -114,6 +116,8 @@ def shift(
         raise AcclimateError(f"scale = {scale!r}{nearest(scale, SCALES)}")
     if keep and not out:
         raise AcclimateError("learners are kept in a folder; name it with out")
+    if keep and (packaged := [name for name in made if name.startswith(PREFIX)]):
+        raise AcclimateError(f"{packaged[0]} lives in its own package and cannot be kept as a learner; leave out keep")
     used = (wanted, data, encoder, backbone, options or {}, head, scale, settings or {}, training or {}, plan or {}, about)
     sweep = _Sweep(Options(*used))
     folder = Path(out) if out else None
@@ -230,7 +234,7 @@ class _Sweep:
         """The row of one run."""
         target, seed, name = key
         options, seen = self.options, self.visible(target)
-        method: Any = find(name)(**options.settings)
+        method = method_named(name, options.settings, ROOMS)
         graphs = {domain: each.graph for domain, each in self.domains.items() if each.graph}
         if method.form == "graph" and not graphs:
             raise AcclimateError(f"{name} works on nodes of graphs; give domains that are graphs (citation/acm, airports/usa, a file.npz)")
