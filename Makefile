@@ -25,7 +25,7 @@ quickstart: setup  ## adapt the embedded model to a domain three ways and compar
 	$(BIN)/acclimate quickstart
 
 test: setup lint types floors  ## everything that must pass
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: setup      ## style
 	$(BIN)/ruff check src tests bench scripts
