@@ -276,3 +276,31 @@ def test_a_leaderboard_becomes_a_page(folders, tmp_path, monkeypatch):
     assert {"domain_adaptation.dann", "test_time.tent"} <= {*boards.comparable()}
     with pytest.raises(AcclimateError, match=r"no benchmark 'wrds'.*nearest: words"):
         boards.board("wrds")
+
+
+@pytest.fixture
+def speakers(tmp_path, monkeypatch):
+    """Recordings of two people in the files of spoken_digits: a word is a pitch, and one of them speaks louder."""
+    draw = np.random.default_rng(0)
+    (tmp_path / "other" / "fsdd_speech").mkdir(parents=True)
+    for name, loud in (("george", 3000), ("theo", 9000)):
+        y, lengths = np.arange(60) % 10, draw.integers(3000, 9000, 60)
+        waves = [loud * np.sin(2 * np.pi * (200 + 300 * digit) * np.arange(n) / 8000) for digit, n in zip(y, lengths, strict=True)]
+        offsets = np.concatenate([[0], lengths.cumsum()])
+        given = {"audio": np.concatenate(waves).astype(np.int16), "offsets": offsets, "rate": 8000, "y": y, "take": np.arange(60) // 10}
+        np.savez(tmp_path / "other" / "fsdd_speech" / f"{name}.npz", **given)
+    monkeypatch.setenv("ACCLIMATE_DATA", str(tmp_path))
+
+
+@pytest.mark.usefixtures("speakers")
+def test_recordings_are_rows_of_a_second(tmp_path):
+    found = shifts.load_domains(["george", "theo"], "spoken_digits")
+    assert found["george"].parts["train"].x.shape == (39, 1, 8000)  # a fifth is held out, and a fifth of what is left
+    assert found["george"].classes[:2] == ["eight", "five"]
+    given = {"data": "spoken_digits", "training": {"steps": 60, "lr": 0.01}, "options": {"width": 4}}
+    swept = shifts.shift(["erm", "t3a"], ["george"], "theo", **given, out=tmp_path, keep=True)
+    assert not swept["failed"]
+    assert swept["rows"][0]["source_accuracy"] > 0.5
+    kept = shifts.Adapted.load(tmp_path / "models" / "domain_generalization.erm" / "theo" / "0")
+    assert kept.learner.featurizer.settings["rate"] == 8000
+    assert shifts.continual("replay", ["george", "theo"], data="spoken_digits", training={"steps": 5})["rows"]

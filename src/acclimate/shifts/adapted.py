@@ -73,6 +73,15 @@ def text_options(backbone: str, options: dict[str, Any], encoder: str) -> tuple[
     return {**{key: value for key, value in options.items() if key != "tokens"}, "encoder": encoder}, int(options.get("tokens", TOKENS))
 
 
+def sound_options(backbone: str, options: dict[str, Any], rate: int) -> tuple[str, dict[str, Any]]:
+    """Backbone and settings for recordings at a rate in samples a second: audio, unless another is named; 0 where rows are no sound.
+
+    >>> sound_options("", {"width": 8}, 8000), sound_options("", {}, 0)
+    (('audio', {'rate': 8000, 'width': 8}), ('', {}))
+    """
+    return ("audio", {"rate": rate, **options}) if rate and backbone in ("", "audio") else (backbone, options)
+
+
 @dataclass
 class Adapted:
     """A learner after a shift method. ``predict`` takes rows as they come: texts where an encoder is named, arrays otherwise.

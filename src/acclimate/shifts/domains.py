@@ -38,6 +38,7 @@ class Shifted:
     classes: list[str]
     text: bool = False  # whether the rows were made of text
     graph: Graph | None = None  # whose nodes the rows are
+    rate: int = 0  # samples a second, where the rows are recordings
 
     def numbered(self, classes: Sequence[str]) -> Parts:
         """The pools with labels as numbers of these classes; a class that is not among them has their number (unknown)."""
@@ -59,6 +60,9 @@ def load_domains(wanted: Sequence[str], data: str = "", encoder: str = "minilm",
         return _nodes(graphs, wanted)
     found = {}
     for name, ref in zip(wanted, refs, strict=True):
+        if form_of({"source": ref}) == "speech":
+            found[name] = _recordings(ref, name)
+            continue
         domain = open_domain(name, ref)
         if isinstance(domain, ArrayDomain):
             parts, classes = {split: Pool.of(rows, name) for split, rows in domain.splits.items()}, list(domain.classes)
@@ -113,6 +117,19 @@ def _nodes(graphs: dict[str, Graph], wanted: Sequence[str]) -> dict[str, Shifted
         found[name] = Shifted(_held_out({"train": pool}, name), list(graph.classes), graph=graph)
         start += len(graph)
     return found
+
+
+def _recordings(ref: str, name: str) -> Shifted:
+    """Single words as waves of a second [row, 1, sample], cut or padded by silence at the end; the word is the class."""
+    speech = datasets.load(ref)
+    if several := next((words for words in speech.words if len(words) != 1), None):
+        raise AcclimateError(f"{name!r} has a recording of {len(several)} words; shift classifies recordings of one word each")
+    x = torch.zeros(len(speech), 1, speech.rate)
+    for row, wave in enumerate(speech.waves):
+        x[row, 0, : len(wave)] = wave[: speech.rate]
+    classes = sorted({words[0] for words in speech.words})
+    pool = Pool(name, x, torch.tensor([classes.index(words[0]) for words in speech.words]))
+    return Shifted(_held_out({"train": pool}, name), classes, rate=speech.rate)
 
 
 def _text_pools(domain: Domain, name: str, encoder: str, tokens: int) -> tuple[Parts, list[str]]:

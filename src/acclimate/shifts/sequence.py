@@ -16,7 +16,7 @@ from ..method import Setting, Settings
 from ..parts.continual import backward_transfer, final_success, forgetting, forward_transfer
 from ..parts.statistics import over_seeds
 from ..progress import bar, say
-from .adapted import make_learner, text_options
+from .adapted import make_learner, sound_options, text_options
 from .arms import method_named
 from .domains import load_domains, scaled_by_first
 
@@ -76,6 +76,7 @@ def continual(
         raise AcclimateError(f"order: classes divides one domain, but {len(domains)} were given; name one, or leave it out")
     own, tokens = text_options(backbone, options or {}, encoder)
     given = load_domains(domains, data, encoder, tokens)
+    backbone, own = sound_options(backbone, own, next(iter(given.values())).rate)
     graphs = [domain.graph for domain in given.values() if domain.graph]
     classes = list(dict.fromkeys(c for domain in given.values() for c in domain.classes))
     parts = {name: domain.numbered(classes) for name, domain in given.items()}

@@ -25,7 +25,7 @@ from ..method import find, names
 from ..parts.openness import h_score
 from ..parts.statistics import mean_interval
 from ..progress import bar, say
-from .adapted import Adapted, make_learner, text_options
+from .adapted import Adapted, make_learner, sound_options, text_options
 from .arms import Seen, method_named, plan_of, run
 from .domains import SCALES, Shifted, encoded, load_domains, scaled
 from .leaderboard import leaderboard
@@ -244,8 +244,9 @@ class _Sweep:
                 f"leave its rows out, or use a method for open classes: {', '.join(_open_methods())}"
             )
         own, _ = text_options(options.backbone, options.options, options.encoder)
+        backbone, own = sound_options(options.backbone, own, self.domains[target].rate)
         make = partial(
-            make_learner, seen.test.x, seen.data.classes, options.backbone, options.head, options=own, graphs=list(graphs.values())
+            make_learner, seen.test.x, seen.data.classes, backbone, options.head, options=own, graphs=list(graphs.values())
         )  # fmt: skip
         started = time.perf_counter()
         made = run(method, seen, make, {**options.training, "seed": seed}, options.plan)
