@@ -80,7 +80,8 @@ def test_a_fault_fails_its_check(tmp_path, old, new, expected):
 
 def test_a_slow_method_fails_its_check(tmp_path, monkeypatch):
     monkeypatch.setattr(checks.common, "SLOWEST", 0.05)
-    busy = "import time\n        end = time.process_time() + 0.06\n        while time.process_time() < end:\n            pass\n        kept = labels"
+    lines = ["import time", "end = time.process_time() + 0.06", "while time.process_time() < end:", "    pass", "kept = labels"]
+    busy = ("\n" + 8 * " ").join(lines)
     cls = checks.from_file(write(tmp_path, SOUND.replace("kept = labels", busy)))
     assert "takes 0.1 s" in checks.outcome(cls, "quick", checks.common.quick).message
 
