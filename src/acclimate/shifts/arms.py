@@ -14,7 +14,7 @@ from ..engines.shift import Data, Learner, Pool, Training, fit, right
 from ..engines.shift.pools import whole
 from ..errors import AcclimateError, nearest
 from ..kinds import Strategy
-from ..method import Setting, Settings, find, load, names
+from ..method import Setting, Settings, arguments, find, load, names
 from .domains import Scale
 
 Make = Callable[[int], Learner]  # seed -> learner
@@ -70,11 +70,12 @@ def plan_of(room: str) -> list[type[Settings]]:
 def run(method: Any, seen: Seen, make: Make, training: dict[str, Any], plan: dict[str, Any]) -> Outcome:
     """Train a method on what it may see, with the training its paper names unless ``training`` says otherwise.
 
-    A source-free method starts from a model that its vendor (mostly ERM) trained on the sources. ``plan`` holds settings of plan_of.
+    A source-free method starts from a model that its vendor (mostly ERM) trained on the sources. ``plan`` holds settings of plan_of. For
+    batches of several domains see :func:`training_of`.
     """
     if method.room == "pygda":
         return _packaged(method, seen, make, training)
-    own = Training(**{**method.training, **training})
+    own = training_of(method, training, len(seen.data.labelled))
     if method.room == "test_time":
         return _streamed(method, seen, make, own, plan)
     learner, data = make(own.seed), seen.data
@@ -89,6 +90,27 @@ def run(method: Any, seen: Seen, make: Make, training: dict[str, Any], plan: dic
         data = replace(data, target=None)
     done = fit(method, learner, data, own)
     return Outcome(learner, right(method, learner, seen.test), {"step": done.kept, "choice": done.choice})
+
+
+def training_of(method: Any, given: dict[str, Any], sources: int) -> Training:
+    """The training that a method's paper names, unless ``given`` says otherwise, with batches for so many sources.
+
+    A paper's batch of *the* source is shared among the sources. Where a method looks at domains one by one, a target is one of them, with
+    as many rows as each.
+
+    >>> dann, shot, mmd = (load(name) for name in ("domain_adaptation.dann", "domain_adaptation.shot", "domain_generalization.mmd"))
+    >>> training_of(dann, {}, 11).batch, training_of(dann, {"batch": 32}, 11).batch, training_of(shot, {}, 11).batch
+    (6, 32, 64)
+    >>> training_of(mmd, {}, 11).target_batch
+    32
+    """
+    own, asked = {**method.training, **given}, arguments(type(method), "step")
+    if "target_batch" not in own and "target" in asked:
+        if "domains" in asked:
+            own["target_batch"] = Training(**own).batch
+        elif "source" in asked and "batch" in method.training and "batch" not in given:
+            own["batch"] = -(-own["batch"] // max(1, sources))
+    return Training(**own)
 
 
 def _packaged(method: PygdaModel, seen: Seen, make: Make, training: dict[str, Any]) -> Outcome:

@@ -85,7 +85,8 @@ def shift(
             package (on graphs, where it is installed).
         sources: domains: ``fdu_mtl/books``, folders or files; bare names where ``data`` names the dataset, or one dataset has them all.
             Of graphs (``airports/usa``, or a file that domain.graphs ``Graph.load`` reads) nodes are classified, never whole graphs.
-        settings: of the methods, where all of them know it; ``training``: of the engine (engines.shift Training).
+        settings: of the methods, where all of them know it; ``training``: of the engine (engines.shift Training), where not as the method's
+            paper has it; a paper's batch of the source is shared among the sources (arms.training_of).
         plan: at test time the stream's ``rows`` and its own training settings; for active learning ``rounds`` and ``share``.
         backbone: featurizer: a module of ``models/`` (mlp, convnet, resnet, series, text ...); by the shape of the rows if empty.
             ``options`` are its settings.
