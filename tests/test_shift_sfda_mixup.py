@@ -1,5 +1,8 @@
 """Mixing with generic translations in both phases: edges, the translator, the view of a learner, NRC's neighbours, source models."""
 
+import copy
+from functools import cache
+
 import pytest
 import torch
 from torch import nn
@@ -37,13 +40,20 @@ def test_a_share_of_one_is_the_learner_itself_and_zero_the_translation():
     assert torch.equal(Mixed(learner, "feature", 0.25).outputs(x)[0], 0.25 * z + 0.75 * learner.parts["translator"](z))
 
 
-@pytest.mark.parametrize("level", ["feature", "input"])
+@cache
+def sold(level):
+    """What the vendor of a level makes of images."""
+    learner = _shifted.learner("images")
+    fit(load("domain_adaptation.sfda_mixup", level=level, share=0.6).vendor(), learner, _shifted.images(), Training(**TRAINING, lr=0.003))
+    return learner
+
+
 @pytest.mark.parametrize("base", ["shot", "nrc"])
+@pytest.mark.parametrize("level", ["feature", "input"])
 def test_both_phases(level, base):
     method = load("domain_adaptation.sfda_mixup", level=level, base=base, share=0.6)
-    vendor, data, learner = method.vendor(), _shifted.images(), _shifted.learner("images")
+    vendor, data, learner = method.vendor(), _shifted.images(), copy.deepcopy(sold(level))
     assert (vendor.level, vendor.share) == (level, 0.6)
-    fit(vendor, learner, data, Training(**TRAINING, optimizer="adam", lr=0.003))
     frozen = {name: value.clone() for name, value in learner.state_dict().items() if not name.startswith("featurizer")}
     assert sum(accuracy(vendor, learner, pool) for pool in data.labelled) / 3 > 0.9
     fit(method, learner, data, Training(**{**TRAINING, "steps": 20}, optimizer="adam", lr=0.001))

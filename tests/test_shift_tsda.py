@@ -15,9 +15,9 @@ from acclimate.parts.taxonomy import hops
 FLAT = torch.ones(4, 4) - torch.eye(4)
 
 
-def trained(method, **given) -> Learner:
+def trained(method, steps: int = 300, **given) -> Learner:
     learner, data = _shifted.learner("table"), replace(_shifted.table(), **given)
-    fit(method, learner, data, Training(steps=300, batch=16, target_batch=16, lr=1e-3, choose="last", looks=1))
+    fit(method, learner, data, Training(steps=steps, batch=16, target_batch=16, lr=1e-3, choose="last", looks=1))
     return learner
 
 
@@ -72,13 +72,13 @@ def test_many_targets_give_as_many_rows_each():
 
 
 def test_vectors_that_are_given_are_not_learned():
-    learner = trained(load("domain_adaptation.tsda", hidden=8, vectors="given"))
+    learner = trained(load("domain_adaptation.tsda", hidden=8, vectors="given"), steps=5)
     assert torch.equal(learner.memory["vectors"], learner.about)
 
 
 def test_what_is_missing_is_said():
     with pytest.raises(AcclimateError, match=r"Data\.distances"):
         fit(load("domain_adaptation.tsda"), _shifted.learner("table"), replace(_shifted.table(), distances=None))
-    learner = trained(load("domain_adaptation.tsda", hidden=8))
+    learner = trained(load("domain_adaptation.tsda", hidden=8), steps=5)
     with pytest.raises(AcclimateError, match="must know which domain"):
         load("domain_adaptation.tsda").predict(learner, torch.zeros(1, 4), learner.place("elsewhere"))
