@@ -3,7 +3,8 @@
 ``seedling-xs`` reads law (acts of Canada) for the same number of steps with every adapter at its default settings (see SETTINGS for the
 exceptions, RATES for learning rates), and with all its weights. Measured: bits per byte on held-out law and on general text (Wikipedia,
 beside the start model: what was forgotten), trained weights, seconds of training, and the peak memory of a process of its own. Run it with
-``python -m acclimate.experiments.adapter_table``; ``--record`` keeps the result in bench/results and writes docs/adapters.md.
+``python -m acclimate.experiments.adapter_table``; ``--record`` keeps the result in bench/results and writes docs/adapters.md. Rows are kept
+in the cache as they are made, so a run that was stopped goes on.
 """
 
 import argparse
@@ -18,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 from .. import catalogue, datasets
 from ..domain import Domain
 from ..errors import AcclimateError
-from ..files import write_json, write_text
+from ..files import cache_dir, digest, read_json, write_json, write_text
 from ..kinds import Adapter
 from ..measure import limited
 from ..method import find, load, names
+from ..progress import bar
 from ..runs import provenance
 from .fixture import documents, tiny_model
 
@@ -48,8 +50,8 @@ def side_by_side(tiny: bool = False, record: bool = False, steps: int = 150, onl
     start = _start(tiny)
     rows: list[dict[str, Any]] = [{"name": "(before)", **_bits(start, tiny), "trained": 0, "seconds": None, "memory": None}]
     adapters = [*only] or [name for name in names("adapters") if issubclass(find(name), Adapter)]
-    for name in [FULL, *adapters]:
-        rows.append({"name": name, **_apart(name, tiny, steps)})
+    for name in bar([FULL, *adapters], "adapters", unit="adapter"):
+        rows.append({"name": name, **(measured(name, True, 2) if tiny else _kept(name, steps))})
     for row in rows:
         if "general" in row:
             row["forgotten"] = row["general"] - rows[0]["general"]
@@ -61,10 +63,17 @@ def side_by_side(tiny: bool = False, record: bool = False, steps: int = 150, onl
     return found
 
 
-def _apart(name: str, tiny: bool, steps: int) -> dict[str, Any]:
-    """One adapter, in a process of its own so that its peak of memory is its own; in this one if ``tiny``."""
-    if tiny:
-        return measured(name, True, 2)
+def _kept(name: str, steps: int) -> dict[str, Any]:
+    """One adapter's row, from the cache where it was made before with the same settings."""
+    used = digest([name, steps, SETTINGS.get(name), RATES.get(name, RATE)])
+    path = cache_dir("adapter_table") / f"{name.strip('()').replace(' ', '_')}-{used}.json"
+    if not path.is_file():
+        write_json(path, _apart(name, steps))
+    return read_json(path)
+
+
+def _apart(name: str, steps: int) -> dict[str, Any]:
+    """One adapter, in a process of its own so that its peak of memory is its own."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(measured, name, False, steps).result()
 
