@@ -121,7 +121,6 @@ def passing(net: nn.Module, names: Sequence[str], change: Callable[[str, Tensor]
         )
 
 
-@torch.no_grad()
 @contextmanager
 def adding(net: nn.Module, beside: Mapping[str, Callable[[Any, Tensor], Tensor]]) -> Iterator[None]:
     """Inside, each of these layers, by name, gives what ``beside`` makes of the layer and its input on top of its own output.
@@ -139,6 +138,7 @@ def adding(net: nn.Module, beside: Mapping[str, Callable[[Any, Tensor], Tensor]]
         yield
 
 
+@torch.no_grad()
 def widths(net: nn.Module, names: Sequence[str], row: Tensor) -> dict[str, torch.Size]:
     """Shapes of what a row [1, *shape] becomes at these layers, by name; the network stays in its mode.
 
