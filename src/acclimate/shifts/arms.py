@@ -50,7 +50,7 @@ class Stream(Settings):
 def method_named(name: str, settings: dict[str, Any], rooms: Sequence[str]) -> Any:
     """A method of some rooms by its full name or by what stands behind the dot; ``pygda.NAME`` is a model of that package."""
     if name.startswith(PREFIX):
-        return PygdaModel(name, **settings)
+        return method_of(name, settings)
     known = [full for room in rooms for full in names(room)]
     full = name if "." in name else next((each for each in known if each.partition(".")[2] == name), "")
     if full not in known:
@@ -58,7 +58,12 @@ def method_named(name: str, settings: dict[str, Any], rooms: Sequence[str]) -> A
         raise AcclimateError(f"no method {name!r} of {', '.join(rooms)}{nearest(name, [*known, *short])}")
     if issubclass(find(full), Strategy):
         raise AcclimateError(f"{full} works through the training of language models; name it with use: in a recipe (acclimate run)")
-    return load(full, **settings)
+    return method_of(full, settings)
+
+
+def method_of(full: str, settings: dict[str, Any]) -> Any:
+    """A method by its full name, of whatever room, or a model of pygda; no list of names is made."""
+    return PygdaModel(full, **settings) if full.startswith(PREFIX) else load(full, **settings)
 
 
 def plan_of(room: str) -> list[type[Settings]]:

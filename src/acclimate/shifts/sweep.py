@@ -26,7 +26,7 @@ from ..parts.openness import h_score
 from ..parts.statistics import mean_interval
 from ..progress import bar, say
 from .adapted import Adapted, make_learner, sound_options, text_options
-from .arms import Seen, method_named, plan_of, run
+from .arms import Seen, method_named, method_of, plan_of, run
 from .domains import SCALES, Shifted, encoded, load_domains, scaled
 from .leaderboard import leaderboard
 
@@ -235,7 +235,7 @@ class _Sweep:
         """The row of one run."""
         target, seed, name = key
         options, seen = self.options, self.visible(target)
-        method = method_named(name, options.settings, ROOMS)
+        method = method_of(name, options.settings)
         graphs = {domain: each.graph for domain, each in self.domains.items() if each.graph}
         if method.form == "graph" and not graphs:
             raise AcclimateError(f"{name} works on nodes of graphs; give domains that are graphs (citation/acm, airports/usa, a file.npz)")
