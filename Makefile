@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip check
 	touch $(STAMP)
 
-quickstart: setup  ## adapt the embedded model to a domain three ways and compare (under 4 minutes)
+quickstart: setup  ## adapt the embedded model to a domain three ways and compare (about 4 minutes)
 	$(BIN)/acclimate quickstart
 
 test: setup lint types floors  ## everything that must pass

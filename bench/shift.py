@@ -1,6 +1,6 @@
 """Steps of shift methods against DomainBed's own classes: the same network, the same batches, in turn.
 
-    python bench/shift.py --domainbed FOLDER [--rounds 5] [--steps 20] [--kinds images vectors]
+    python bench/shift.py --domainbed FOLDER [--rounds 5] [--steps 20]
 
 FOLDER is a checkout of github.com/facebookresearch/DomainBed (its package imports torchvision and timm for networks that are not used
 here; empty stand-ins are put in their place). Three domains of 32 rows: images of 2 x 28 x 28 on DomainBed's convolutional network, and
@@ -118,11 +118,10 @@ def main() -> None:
     parser.add_argument("--domainbed", type=Path, required=True, help="a checkout of DomainBed")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--kinds", nargs="+", choices=[*SHAPES], default=[*SHAPES])
     args = parser.parse_args()
     found = peer(args.domainbed)
     rows: dict[str, Any] = {}
-    for kind in args.kinds:
+    for kind in SHAPES:
         steps = args.steps * LONGER[kind]
         for name in METHODS:
             theirs, ours, gap = both(name, kind, steps, found)
@@ -133,8 +132,6 @@ def main() -> None:
     theirs(), ours()
     rows["frozen: ERM"] = {"goal": GOAL_FROZEN, **_times(common.rounds(theirs, ours, args.rounds), args.steps)}
     print("frozen: ERM", rows["frozen: ERM"], flush=True)
-    if [*args.kinds] != [*SHAPES]:
-        return
     common.write("shift", {"rounds": args.rounds, "steps": args.steps, "rows": ROWS, "domains": DOMAINS, "methods": rows})
 
 

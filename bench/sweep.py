@@ -13,21 +13,19 @@ import time
 import common
 
 METHODS = ("erm", "mixup", "irm", "group_dro", "coral", "mmd", "dann", "cdan", "mcd", "shot")
-KINDS = (
-    "apparel", "baby", "books", "camera_photo", "dvd", "electronics", "health_personal_care", "imdb", "kitchen_housewares", "music",
-    "toys_games", "video",
-)  # fmt: skip
 GOAL = 600.0  # seconds, on two cores
 
 
 def main() -> None:
     """Measure and write bench/results/sweep.json."""
+    from acclimate.experiments.shift_leaderboards import BENCHMARKS
     from acclimate.shifts import load_domains, shift
 
-    load_domains(KINDS, "fdu_mtl")
+    reviews = BENCHMARKS["reviews"]
+    load_domains(reviews.domains, reviews.data)
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        found = shift(METHODS, KINDS, data="fdu_mtl", workers=os.cpu_count() or 1, out=folder)
+        found = shift(METHODS, reviews.domains, data=reviews.data, workers=os.cpu_count() or 1, out=folder)
         seconds = time.perf_counter() - started
     by = {row["method"]: {key: row[key] for key in ("mean", "ci95", "seconds")} for row in found["leaderboard"]}
     common.write("sweep", {"seconds": seconds, "goal": GOAL, "runs": len(found["rows"]), "methods": by})

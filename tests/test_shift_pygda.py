@@ -108,8 +108,8 @@ def test_without_the_package(files, monkeypatch):
 
 def test_the_real_package_agrees_with_ours(files):
     """The same network, rate and steps: GCN of two layers on one source."""
-    pytest.importorskip("torch_sparse")
-    pytest.importorskip("pygda")
+    pytest.importorskip("torch_sparse", reason="what pygda computes with is not installed")
+    pytest.importorskip("pygda", reason="the extra pygda is not installed")
     theirs = shifts.shift("pygda.GNN", files[:1], files[1], training={"steps": 100, "lr": 0.02}, settings={"hid_dim": 16})
     ours = shifts.shift(
         "erm", files[:1], files[1], training={"steps": 100, "lr": 0.02, "batch": 0, "optimizer": "adam"}, options={"width": 16}

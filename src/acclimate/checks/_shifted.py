@@ -215,8 +215,8 @@ def one_step(
         method.refresh(made, batch, other)
         made.memory.update(memory or {})
         if replay:
-            count = len(replay["y"])
-            words["replay"] = Batch(replay["x"], torch.tensor(replay["y"]), torch.zeros(count), torch.arange(count), [count])
+            rows = len(replay["y"])
+            words["replay"] = Batch(replay["x"], torch.tensor(replay["y"]), torch.zeros(rows), torch.arange(rows), [rows])
         asked = arguments(type(method), "step")
         found = list(method.step(**{name: words[name] for name in asked if name in words}))
     return [loss.detach() for given in found for loss, _ in as_plays(given)]

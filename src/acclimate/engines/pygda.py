@@ -44,7 +44,7 @@ class PygdaModel:
         own = [key for key in inspect.signature(self.model.__init__).parameters if key not in FIXED]
         if unknown := [key for key in settings if key not in own]:
             raise AcclimateError(f"{self.name} has no setting {unknown[0]!r}{nearest(unknown[0], own)}; it has: {', '.join(own)}")
-        self.own, self.scores = own, torch.empty(0)
+        self.scores = torch.empty(0)
 
     def fit(self, learner: Learner, sources: Sequence[Pool], target: Pool, training: dict[str, Any]) -> None:
         """Fit to nodes of the learner's graphs: pools of labelled source nodes, and the target's, whose labels are not looked at.

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from .. import catalogue, datasets
 from ..domain import Domain
 from ..errors import AcclimateError
-from ..files import cache_dir, digest, read_json, write_json, write_text
+from ..files import cache_dir, digest, file_digest, read_json, write_json, write_text
 from ..kinds import Adapter
 from ..measure import limited
 from ..method import find, load, names
@@ -64,8 +64,9 @@ def side_by_side(tiny: bool = False, record: bool = False, steps: int = 150, onl
 
 
 def _kept(name: str, steps: int) -> dict[str, Any]:
-    """One adapter's row, from the cache where it was made before with the same settings."""
-    used = digest([name, steps, SETTINGS.get(name), RATES.get(name, RATE)])
+    """One adapter's row, from the cache where it was made before by the same code of this table and of the method."""
+    own = [] if name == FULL else [file_digest(catalogue.PACKAGE / "methods" / f"{name.replace('.', '/')}.py")]
+    used = digest([name, steps, file_digest(Path(__file__)), *own])
     path = cache_dir("adapter_table") / f"{name.strip('()').replace(' ', '_')}-{used}.json"
     if not path.is_file():
         write_json(path, _apart(name, steps))
