@@ -1,11 +1,11 @@
-"""The generated pages under docs (evidence, papers, methods, merging): ``python -m acclimate.catalogue.pages [--check]``.
+"""The generated pages under docs (evidence, papers, methods, merging, speed): ``python -m acclimate.catalogue.pages [--check]``.
 
-Everything in them is read from the catalogue, the evidence files and the methods themselves.
+Everything in them is read from the catalogue, the evidence files, the results of the benches and the methods themselves.
 """
 
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,11 @@ def pages() -> dict[Path, str]:
         raise AcclimateError("the pages are written in a checkout of the project only")
     docs = root / "docs"
     found = {docs / "evidence.md": evidence_page(), docs / "papers.md": papers_page(), docs / "methods.md": methods_page()}
-    merged = root / "bench" / "results" / "merging_methods.json"
+    results = root / "bench" / "results"
+    found[docs / "speed.md"] = speed_page(
+        {name: read_json(results / f"{name}.json") for name in BENCHES if (results / f"{name}.json").is_file()}
+    )
+    merged = results / "merging_methods.json"
     return {**found, docs / "merging.md": merging_page(read_json(merged))} if merged.is_file() else found
 
 
@@ -147,6 +151,82 @@ def merging_page(found: dict[str, Any]) -> str:
     lines += _table(["method", "mean of the domains", "general", *found["experts"], "seconds"], cells)
     said = found["provenance"]
     return _text([*lines, f"Measured {said['created'][:10]} on {said['machine']}, torch {said['torch']}.", ""])
+
+
+def speed_page(found: dict[str, Any]) -> str:
+    """What the benches measured last, {bench: its result}: ratios to a peer that ran in turn with ours, and whether the goal was met."""
+    lines = [
+        HEAD,
+        "# Speed",
+        "",
+        "How many times faster than a peer on the same input in the same run, the two in turn, on a processor with two cores: the median",
+        "over rounds (lowest to highest round). Whole commands are timed with the start of the interpreter and all imports. Goals were set",
+        "before the first run; those that are not met stand here too. Run one again with `python bench/NAME.py`.",
+        "",
+    ]
+    rows = []
+    for bench, result in found.items():
+        last = f"{result['written'][:10]}, {' '.join(result['machine']['cpu'].split()[:2])}"
+        rows += [[f"`{bench}`", *row, last] for row in BENCHES[bench](result)]
+    return _text([*lines, *_table(["bench", "what", "against", "measured", "goal", "met", "when, on"], rows)])
+
+
+def _times(ratio: dict[str, float], goal: float) -> list[str]:
+    """Cells for a ratio that should be high."""
+    told = f"{ratio['median']:.2f}x ({ratio['min']:.2f} to {ratio['max']:.2f})"
+    return [told, f"{goal:g}x", "yes" if ratio["median"] >= goal else "no"]
+
+
+def _at_most(value: float, goal: float, unit: str) -> list[str]:
+    """Cells for a figure that should be low."""
+    return [f"{value:.3g}{unit}", f"at most {goal:g}{unit}", "yes" if value <= goal else "no"]
+
+
+def _merges(result: dict[str, Any]) -> Iterable[list[str]]:
+    size = f"{result['weights'] / 1e9:.2f} billion weights a model"
+    for name, row in result["methods"].items():
+        yield [f"merge by {name}, {size}", "mergekit", *_times(row["ratio_wall"], row["goal_wall"])]
+        yield [f"merge by {name}: peak memory, theirs over ours", "mergekit", *_times(row["ratio_peak_memory_bytes"], 2)]
+    if large := result.get("large"):
+        what = f"peak memory of a merge of {large['weights'] / 1e9:.1f} billion weights"
+        yield [what, "none", *_at_most(large["peak_memory_bytes"] / 1e9, large["limit_bytes"] / 1e9, " GB")]
+
+
+def _plans(result: dict[str, Any]) -> Iterable[list[str]]:
+    for what, goal in result["goals"].items():
+        worst = max(abs(case[what] - 1) for case in result["predicted_over_actual"].values())
+        yield [f"`plan`: {what} foretold, farthest off of {len(result['cases'])} cases", "none", *_at_most(100 * worst, 100 * goal, " %")]
+
+
+BENCHES: dict[str, Callable[[dict[str, Any]], Iterable[list[str]]]] = {
+    "start": lambda found: (
+        [f"`{name}`: seconds of processor", "none", *_at_most(found["commands"][name]["cpu_median"], found["goal_cpu_seconds"], " s")]
+        for name in found["met"]
+    ),
+    "encode": lambda found: [
+        ["encoding text to tokens", "a loop over the tokenizer", *_times(found["ours_against_python_loop"]["ratio"], 3)]
+    ],
+    "train": lambda found: (
+        ["useful tokens trained in a second", f"transformers.Trainer, {name}", *_times(ratio, found["goal"])]
+        for name, ratio in found["ratios"].items()
+    ),
+    "plan": _plans,
+    "merge": _merges,
+    "adapters": lambda found: [
+        [
+            f"a decoding step with {found['settings']['adapters']} adapters in {found['settings']['rows']} rows, over the plain model's "
+            f"(PEFT's mixed batch: {found['seconds_per_step']['peft_mixed']['ratio_to_base']['median']:.2g}x)",
+            "the plain model",
+            *_at_most(found["seconds_per_step"]["ours"]["ratio_to_base"]["median"], found["goal_ours_to_base"], "x"),
+        ]
+    ],
+    "shift": lambda found: (
+        [f"training steps on {name}", "DomainBed", *_times(row["ratio"], row["goal"])] for name, row in found["methods"].items()
+    ),
+    "sweep": lambda found: [
+        [f"a sweep of {found['runs']} runs ({len(found['methods'])} methods)", "none", *_at_most(found["seconds"], found["goal"], " s")]
+    ],
+}  # a bench's name: rows of (what, against, measured, goal, met) from its result
 
 
 def main(arguments: list[str]) -> int:
