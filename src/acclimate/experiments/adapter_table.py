@@ -35,7 +35,10 @@ SETTINGS: dict[str, dict[str, Any]] = {  # what defaults made for encoders would
     "adapters.loreft": {"prefix_positions": 0},
     "adapters.mixda": {"gate_reads": "token"},
 }
-RATES = {FULL: 1e-3, "adapters.prompt": 1e-2, "adapters.prefix": 1e-2, "adapters.ia3": 1e-2, "adapters.vera": 1e-2, "adapters.bitfit": 1e-2}
+RATES = {
+    FULL: 1e-3, "adapters.prompt": 1e-2, "adapters.prefix": 1e-2, "adapters.ia3": 1e-2, "adapters.vera": 1e-2, "adapters.bitfit": 1e-2,
+    "adapters.mixda": 3e-4,  # at 3e-3 its wide gate shuts for good: the layer itself has all of the output, and the adapters none
+}  # fmt: skip
 RATE = 3e-3  # of the others
 
 
@@ -124,8 +127,8 @@ def page(found: dict[str, Any]) -> str:
         f"better; forgotten is the rise on {found['general']}. Peak memory is of a process that does nothing else. Run it again with",
         "`python -m acclimate.experiments.adapter_table --record`.",
         "",
-        "| adapter | domain | forgotten | trained weights | seconds | peak MB |",
-        "|---|---|---|---|---|---|",
+        "| adapter | domain | forgotten | trained weights | seconds | peak MB | rate |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in found["rows"]:
         if "error" in row:
@@ -133,7 +136,9 @@ def page(found: dict[str, Any]) -> str:
             continue
         seconds, memory = ("" if row["seconds"] is None else f"{row['seconds']:.0f}"), row["memory"]
         megabytes = "" if memory is None else f"{memory / 1e6:.0f}"
-        lines.append(f"| {row['name']} | {row['domain']:.3f} | {row['forgotten']:+.3f} | {row['trained']:,} | {seconds} | {megabytes} |")
+        rate = f"{RATES.get(row['name'], RATE):g}" if row["trained"] else ""
+        cells = [row["name"], f"{row['domain']:.3f}", f"{row['forgotten']:+.3f}", f"{row['trained']:,}", seconds, megabytes, rate]
+        lines.append(f"| {' | '.join(cells)} |")
     said = found["provenance"]
     return "\n".join([*lines, "", f"Measured {said['created'][:10]} on {said['machine']}, torch {said['torch']}.", ""])
 
