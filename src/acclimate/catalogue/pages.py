@@ -31,9 +31,7 @@ def pages() -> dict[Path, str]:
     docs = root / "docs"
     found = {docs / "evidence.md": evidence_page(), docs / "papers.md": papers_page(), docs / "methods.md": methods_page()}
     results = root / "bench" / "results"
-    found[docs / "speed.md"] = speed_page(
-        {name: read_json(results / f"{name}.json") for name in BENCHES if (results / f"{name}.json").is_file()}
-    )
+    found[docs / "speed.md"] = speed_page(_benches(root))
     merged = results / "merging_methods.json"
     return {**found, docs / "merging.md": merging_page(read_json(merged))} if merged.is_file() else found
 
@@ -141,6 +139,8 @@ def merging_page(found: dict[str, Any]) -> str:
         f"text, lower is better; general text is {found['general']}. Random methods: mean and range over {SEEDS} seeds. Seconds are of one",
         "merge of a million weights in memory. Run it again with `python -m acclimate.experiments.merging_methods --record`.",
         "",
+        "![Every merge in the domains and on general text](merging.svg)",
+        "",
     ]
     cells = []
     for row in found["rows"]:
@@ -151,6 +151,16 @@ def merging_page(found: dict[str, Any]) -> str:
     lines += _table(["method", "mean of the domains", "general", *found["experts"], "seconds"], cells)
     said = found["provenance"]
     return _text([*lines, f"Measured {said['created'][:10]} on {said['machine']}, torch {said['torch']}.", ""])
+
+
+def merging_plot(found: dict[str, Any]) -> str:
+    """docs/merging.svg: bits per byte of every merge in the domains and on general text."""
+    from ..report import figures
+
+    points = [(row["name"], row["domains"], row["general"]) for row in found["rows"]]
+    return figures.tradeoff(
+        points, "mean of the domains, bits per byte (left is better)", "general text, bits per byte (down is better)", zero=False
+    )
 
 
 def speed_page(found: dict[str, Any]) -> str:
@@ -167,66 +177,86 @@ def speed_page(found: dict[str, Any]) -> str:
     rows = []
     for bench, result in found.items():
         last = f"{result['written'][:10]}, {' '.join(result['machine']['cpu'].split()[:2])}"
-        rows += [[f"`{bench}`", *row, last] for row in BENCHES[bench](result)]
+        rows += [
+            [f"`{bench}`", what, against, *_against_goal(value, goal, unit), last]
+            for what, against, value, goal, unit in BENCHES[bench](result)
+        ]
+    lines += ["![Ratios to peers, and the goals](speed.svg)", ""]
     return _text([*lines, *_table(["bench", "what", "against", "measured", "goal", "met", "when, on"], rows)])
 
 
-def _times(ratio: dict[str, float], goal: float) -> list[str]:
-    """Cells for a ratio that should be high."""
-    told = f"{ratio['median']:.2f}x ({ratio['min']:.2f} to {ratio['max']:.2f})"
-    return [told, f"{goal:g}x", "yes" if ratio["median"] >= goal else "no"]
+def speed_plot(found: dict[str, Any]) -> str:
+    """docs/speed.svg: the ratios of :func:`speed_page`, those of memory left out."""
+    from ..report import figures
+
+    rows = [row for bench, result in found.items() for row in BENCHES[bench](result) if isinstance(row[2], dict) and "memory" not in row[0]]
+    points = [(f"{what} / {against}", value["median"], value["min"], value["max"], goal) for what, against, value, goal, _ in rows]
+    return figures.against_goals(points, "times as fast as the peer (bar: median; line: rounds; tick: goal)")
 
 
-def _at_most(value: float, goal: float, unit: str) -> list[str]:
-    """Cells for a figure that should be low."""
+def _benches(root: Path) -> dict[str, Any]:
+    paths = {name: root / "bench" / "results" / f"{name}.json" for name in BENCHES}
+    return {name: read_json(path) for name, path in paths.items() if path.is_file()}
+
+
+Measured = tuple[
+    str, str, Any, float, str
+]  # what, against whom, a ratio {median, min, max} that should be high or a figure that should be low, goal, unit
+
+
+def _against_goal(value: Any, goal: float, unit: str) -> list[str]:
+    """Cells: measured, goal, met."""
+    if isinstance(value, dict):
+        told = f"{value['median']:.2f}{unit} ({value['min']:.2f} to {value['max']:.2f})"
+        return [told, f"{goal:g}{unit}", "yes" if value["median"] >= goal else "no"]
     return [f"{value:.3g}{unit}", f"at most {goal:g}{unit}", "yes" if value <= goal else "no"]
 
 
-def _merges(result: dict[str, Any]) -> Iterable[list[str]]:
-    size = f"{result['weights'] / 1e9:.2f} billion weights a model"
+def _merges(result: dict[str, Any]) -> Iterable[Measured]:
+    size = f"{result['weights'] / 1e9:.2f} billion weights"
     for name, row in result["methods"].items():
-        yield [f"merge by {name}, {size}", "mergekit", *_times(row["ratio_wall"], row["goal_wall"])]
-        yield [f"merge by {name}: peak memory, theirs over ours", "mergekit", *_times(row["ratio_peak_memory_bytes"], 2)]
+        yield f"merge by {name}, {size}", "mergekit", row["ratio_wall"], row["goal_wall"], "x"
+        yield f"merge by {name}: peak memory, theirs over ours", "mergekit", row["ratio_peak_memory_bytes"], 2, "x"
     if large := result.get("large"):
         what = f"peak memory of a merge of {large['weights'] / 1e9:.1f} billion weights"
-        yield [what, "none", *_at_most(large["peak_memory_bytes"] / 1e9, large["limit_bytes"] / 1e9, " GB")]
+        yield what, "none", large["peak_memory_bytes"] / 1e9, large["limit_bytes"] / 1e9, " GB"
 
 
-def _plans(result: dict[str, Any]) -> Iterable[list[str]]:
+def _plans(result: dict[str, Any]) -> Iterable[Measured]:
     for what, goal in result["goals"].items():
         worst = max(abs(case[what] - 1) for case in result["predicted_over_actual"].values())
-        yield [f"`plan`: {what} foretold, farthest off of {len(result['cases'])} cases", "none", *_at_most(100 * worst, 100 * goal, " %")]
+        yield f"`plan`: {what} foretold, farthest off of {len(result['cases'])} cases", "none", 100 * worst, 100 * goal, " %"
 
 
-BENCHES: dict[str, Callable[[dict[str, Any]], Iterable[list[str]]]] = {
+def _adapters(result: dict[str, Any]) -> Iterable[Measured]:
+    size, ratios = result["settings"], {name: row["ratio_to_base"]["median"] for name, row in result["seconds_per_step"].items()}
+    what = f"a decoding step with {size['adapters']} adapters in {size['rows']} rows (PEFT's mixed batch: {ratios['peft_mixed']:.2g}x)"
+    yield what, "the plain model", ratios["ours"], result["goal_ours_to_base"], "x"
+
+
+BENCHES: dict[str, Callable[[dict[str, Any]], Iterable[Measured]]] = {
     "start": lambda found: (
-        [f"`{name}`: seconds of processor", "none", *_at_most(found["commands"][name]["cpu_median"], found["goal_cpu_seconds"], " s")]
+        (f"`{name}`: seconds of processor", "none", found["commands"][name]["cpu_median"], found["goal_cpu_seconds"], " s")
         for name in found["met"]
     ),
-    "encode": lambda found: [
-        ["encoding text to tokens", "a loop over the tokenizer", *_times(found["ours_against_python_loop"]["ratio"], 3)]
-    ],
+    "encode": lambda found: [("encoding text", "a loop over the tokenizer", found["ours_against_python_loop"]["ratio"], 3, "x")],
     "train": lambda found: (
-        ["useful tokens trained in a second", f"transformers.Trainer, {name}", *_times(ratio, found["goal"])]
-        for name, ratio in found["ratios"].items()
+        ("useful tokens trained", f"Trainer, {name}", ratio, found["goal"], "x") for name, ratio in found["ratios"].items()
     ),
     "plan": _plans,
     "merge": _merges,
-    "adapters": lambda found: [
-        [
-            f"a decoding step with {found['settings']['adapters']} adapters in {found['settings']['rows']} rows, over the plain model's "
-            f"(PEFT's mixed batch: {found['seconds_per_step']['peft_mixed']['ratio_to_base']['median']:.2g}x)",
-            "the plain model",
-            *_at_most(found["seconds_per_step"]["ours"]["ratio_to_base"]["median"], found["goal_ours_to_base"], "x"),
-        ]
-    ],
-    "shift": lambda found: (
-        [f"training steps on {name}", "DomainBed", *_times(row["ratio"], row["goal"])] for name, row in found["methods"].items()
-    ),
+    "adapters": _adapters,
+    "shift": lambda found: ((f"training on {name}", "DomainBed", row["ratio"], row["goal"], "x") for name, row in found["methods"].items()),
     "sweep": lambda found: [
-        [f"a sweep of {found['runs']} runs ({len(found['methods'])} methods)", "none", *_at_most(found["seconds"], found["goal"], " s")]
+        (f"a sweep of {found['runs']} runs ({len(found['methods'])} methods)", "none", found["seconds"], found["goal"], " s")
     ],
-}  # a bench's name: rows of (what, against, measured, goal, met) from its result
+}  # a bench's name: what its result says
+
+
+PLOTS: dict[str, Callable[[Path], str]] = {
+    "speed.md": lambda root: speed_plot(_benches(root)),
+    "merging.md": lambda root: merging_plot(read_json(root / "bench" / "results" / "merging_methods.json")),
+}  # pages that show a picture, written with them, from the checkout's results
 
 
 def main(arguments: list[str]) -> int:
@@ -243,6 +273,8 @@ def main(arguments: list[str]) -> int:
     for path in old:
         write_text(path, fresh[path])
         print(f"docs/{path.name}")
+        if path.name in PLOTS:
+            write_text(path.with_suffix(".svg"), PLOTS[path.name](path.parents[1]))
     return 0
 
 

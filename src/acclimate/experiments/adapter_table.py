@@ -24,6 +24,7 @@ from ..kinds import Adapter
 from ..measure import limited
 from ..method import find, load, names
 from ..progress import bar
+from ..report import figures
 from ..runs import provenance
 from .fixture import documents, tiny_model
 
@@ -63,6 +64,7 @@ def side_by_side(tiny: bool = False, record: bool = False, steps: int = 150, onl
     if record and root is not None:
         write_json(root / "bench" / "results" / "adapter_table.json", found)
         write_text(root / "docs" / "adapters.md", page(found))
+        write_text(root / "docs" / "adapters.svg", plot(found))
     return found
 
 
@@ -118,14 +120,28 @@ def _bits(model: "Model", tiny: bool) -> dict[str, float]:
     return {key: float(bits_per_byte(model, some).value) for key, some in texts.items()}
 
 
+def plot(found: dict[str, Any]) -> str:
+    """docs/adapters.svg: bits per byte gained in the domain against those lost outside."""
+    start = found["rows"][0]["domain"]
+    points = [
+        (row["name"].removeprefix("adapters."), start - row["domain"], row["forgotten"]) for row in found["rows"][1:] if "general" in row
+    ]
+    return figures.tradeoff(
+        points, f"gained on {found['domain']}, bits per byte (right is better)", "forgotten, bits per byte (down is better)"
+    )
+
+
 def page(found: dict[str, Any]) -> str:
     """The table as Markdown."""
     lines = [
         "# Adapters side by side",
         "",
         f"`seedling-xs` after {found['steps']} steps on {found['domain']} text with each adapter. Bits per byte on held-out text, lower is",
-        f"better; forgotten is the rise on {found['general']}. Peak memory is of a process that does nothing else. Run it again with",
+        f"better; forgotten is the rise on {found['general']}. Peak memory is of a process that does nothing else; seconds",
+        "are of one core, which other work may have shared. Run it again with",
         "`python -m acclimate.experiments.adapter_table --record`.",
+        "",
+        "![What each adapter learned of the domain against what it forgot](adapters.svg)",
         "",
         "| adapter | domain | forgotten | trained weights | seconds | peak MB | rate |",
         "|---|---|---|---|---|---|---|",

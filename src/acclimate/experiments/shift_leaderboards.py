@@ -18,6 +18,7 @@ from ..errors import AcclimateError, nearest
 from ..files import cache_dir, read_json, write_json, write_text
 from ..kinds import Strategy
 from ..method import find, names
+from ..report import figures
 from ..runs import provenance
 from ..shifts import shift
 from . import shift_references
@@ -72,6 +73,7 @@ def board(name: str, record: bool = False, workers: int = 1, only: Sequence[str]
     if record and root is not None:
         write_json(root / "bench" / "results" / "shift" / f"{name}.json", result)
         write_text(root / "docs" / "shift.md", page(root / "bench" / "results" / "shift"))
+        write_text(root / "docs" / f"shift-{name}.svg", plot(result))
     return result
 
 
@@ -99,10 +101,23 @@ def page(folder: Path) -> str:
     return "\n".join(lines)
 
 
+def plot(found: dict[str, Any]) -> str:
+    """docs/shift-NAME.svg: every method's mean, its interval, and each target."""
+    rows = [
+        {
+            "name": row["method"], "value": 100 * row["mean"], "half": None if row["ci95"] is None else 100 * row["ci95"],
+            "each": [100 * value for value in row["by_target"].values()],
+        }
+        for row in found["leaderboard"]
+    ]  # fmt: skip
+    return figures.ranking(rows, "accuracy in percent: mean over targets, and each target")
+
+
 def _table(name: str, found: dict[str, Any]) -> list[str]:
     domains = found["domains"]
     used = ", ".join(f"{key} {value}" for key, value in found["training"].items())
     lines = [f"## {name}", "", f"{found['title']}; {used}; {len(found['seeds'])} seed(s). Accuracy in percent.", ""]
+    lines += [f"![Mean over targets with its interval, and each target](shift-{name}.svg)", ""]
     lines += [f"| method | sees of the target | mean | 95 % | seconds | {' | '.join(domains)} |", "| --- " * (5 + len(domains)) + "|"]
     for row in found["leaderboard"]:
         half = "" if row["ci95"] is None else f"± {100 * row['ci95']:.1f}"

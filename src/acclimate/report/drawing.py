@@ -57,12 +57,12 @@ def styled(draw: Callable[..., str]) -> Callable[..., str]:
     """Draw with our style, whatever the user's matplotlibrc says, and without complaints that the measuring font lacks a letter."""
 
     @wraps(draw)
-    def drawn(*args: Any) -> str:
+    def drawn(*args: Any, **named: Any) -> str:
         from matplotlib.style import context
 
         with context(["default", STYLE]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph")
-            return draw(*args)
+            return draw(*args, **named)
 
     return drawn
 

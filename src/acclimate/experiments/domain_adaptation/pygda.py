@@ -91,7 +91,8 @@ def compared(source: str, target: str, seed: int, tiny: bool) -> dict[str, float
 
     few = {"steps": 2} if tiny else {}
     graphs = [made_up(name, number) if tiny else loaded(name) for number, name in enumerate((source, target))]
-    found, made = {}, {}
+    found: dict[str, float] = {}
+    made: dict[str, tuple[Learner, Data]] = {}
     for arm, name in ARMS.items():
         net, training, settings = COURSES[source.partition("/")[0]].get(arm, ({}, ADAPTING, {}))
         method = load(name, **settings)
