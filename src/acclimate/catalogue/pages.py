@@ -31,7 +31,8 @@ def pages() -> dict[Path, str]:
     docs = root / "docs"
     found = {docs / "evidence.md": evidence_page(), docs / "papers.md": papers_page(), docs / "methods.md": methods_page()}
     results = root / "bench" / "results"
-    found[docs / "speed.md"] = speed_page(_benches(root))
+    if benches := _benches(root):
+        found[docs / "speed.md"] = speed_page(benches)
     merged = results / "merging_methods.json"
     return {**found, docs / "merging.md": merging_page(read_json(merged))} if merged.is_file() else found
 
