@@ -20,10 +20,8 @@ class Nearest:
     def __init__(self, in_dim, hid_dim, num_classes, num_layers, lr=0.1, epoch=5, weight=1.0, device="cuda:0", verbose=2, **kwargs):
         self.given = {"hid_dim": hid_dim, "num_layers": num_layers, "lr": lr, "epoch": epoch, "weight": weight, "device": device}
 
-    def process_graph(self, data):
-        data.seen = True
-
     def fit(self, source_data, target_data):
+        print("a line for every step")
         TOLD.append((self.given, source_data, target_data, torch.initial_seed()))
         self.means = torch.stack([source_data.x[source_data.y == c].mean(0) for c in range(2)])
 
@@ -61,19 +59,20 @@ def stand_in(monkeypatch):
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_the_package_gets_joined_sources_and_no_label_of_the_target(files):
+def test_the_package_gets_joined_sources_and_no_label_of_the_target(files, capsys):
     found = shifts.shift(["pygda.Nearest", "erm"], files[:2], files[2], training={"steps": 7, "lr": 0.03}, seeds=[0, 5])
     assert not found["failed"]
+    assert "a line for every step" not in capsys.readouterr().out
     assert [row["method"] for row in found["rows"]] == ["pygda.Nearest", "domain_generalization.erm"] * 2
     assert found["rows"][0]["accuracy"] >= 0.75
     assert found["rows"][0]["rows"] == 12
     (given, source, target, seed), (_, _, _, other) = TOLD
     assert given == {"hid_dim": 128, "num_layers": 3, "lr": 0.03, "epoch": 7, "weight": 1.0, "device": "cpu"}
     assert source.x.shape == (120, 4)
-    assert source.seen
+    assert source.train_mask.all()
     assert source.edge_index[:, source.edge_index[0] >= 60].min() >= 60  # no edge between the two
     assert source.y.tolist() == [0, 1] * 60
-    assert target.y.tolist() == [0] * 60
+    assert target.y.tolist() == [0, 1] * 30  # made up: every class, no label
     assert (seed, other) == (0, 5)
     assert np.allclose(source.x[60:].numpy(), parts(1)["x"].astype(np.float32))
 
@@ -91,6 +90,7 @@ def test_models_of_several_sources_get_them_one_by_one(files):
     [
         ("pygda.Nearset", {}, "no model 'Nearset'.*Nearest"),
         ("pygda.Nearest", {"settings": {"wieght": 2}}, "no setting 'wieght'.*weight"),
+        ("pygda.Nearest", {"settings": {"train_mode": "semi"}}, "trains on labels of the target"),
         ("pygda.Nearest", {"training": {"batch": 3}}, "takes no 'batch'"),
         ("pygda.Nearest", {"keep": True, "out": "x"}, "leave out keep"),
     ],

@@ -2,11 +2,15 @@
 
 Liu et al. 2024, https://github.com/pygda-team/pygda (1.2). ``pygda.SpecReg`` is the package's model SpecReg. It trains on whole graphs at
 once and on the labels of all source nodes, held-out ones too, so that what is measured on sources is measured on nodes it knows. Several
-sources are one graph of separate parts, except for GraphATA, which takes them one by one. The target's labels never reach the package.
+sources are one graph of separate parts, except for GraphATA, which takes them one by one. The target's labels never reach the package: it
+gets made-up ones, every class among them, since some models take the number of classes from them; DANE's semi-supervised mode is refused.
 """
 
+import contextlib
 import importlib
 import inspect
+import sys
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +25,7 @@ PREFIX = "pygda."
 WIDTH = 128  # hidden units, where settings do not say
 FIXED = ("in_dim", "num_classes", "mode", "device", "act", "kwargs", "self", "lr", "weight_decay", "epoch")  # ours, or the training's
 TRAINING = {"steps": "epoch", "lr": "lr", "weight_decay": "weight_decay"}  # ours: theirs
+SPECTRUM = 100  # components of SpecReg for graphs below 1,000 nodes
 NEEDED = {"hid_dim": WIDTH, "hid_dim_vae": WIDTH, "num_layers": 3}  # what some models have no default for
 
 
@@ -40,6 +45,8 @@ class PygdaModel:
         wanted = name.removeprefix(PREFIX)
         if wanted not in known:
             raise AcclimateError(f"pygda has no model {wanted!r}{nearest(wanted, known)}")
+        if settings.get("train_mode") == "semi":
+            raise AcclimateError(f"{PREFIX}{wanted} with train_mode = 'semi' trains on labels of the target; leave it out")
         self.name, self.model, self.settings = PREFIX + wanted, getattr(models, wanted), settings
         own = [key for key in inspect.signature(self.model.__init__).parameters if key not in FIXED]
         if unknown := [key for key in settings if key not in own]:
@@ -62,17 +69,16 @@ class PygdaModel:
         others = [number for number in range(len(net.graphs)) if number != here]
         graphs = [net.graphs[number] for number in others]
         known = [labels[starts[number] : starts[number + 1]] for number in others]
-        goal = self._data(net.graphs[here : here + 1], [torch.zeros(net.graphs[here].count, dtype=torch.long)])
+        goal = self._data(net.graphs[here : here + 1], [torch.arange(net.graphs[here].count) % learner.classes])
         given: dict[str, Any] = {key: value for key, value in NEEDED.items() if self._needs(key)}
         given |= {theirs: training[ours] for ours, theirs in TRAINING.items() if ours in training} | self.settings
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(sys.stderr):  # some models print at every step
             torch.manual_seed(int(training.get("seed", 0)))
             if many := self._needs("num_src_domains"):
                 given["num_src_domains"] = len(others)
             device = str(learner.device)
             model = self.model(in_dim=net.inputs[0], num_classes=learner.classes, device=device, **{"verbose": 0, **given})
             parts = [self._data([g], [y]) for g, y in zip(graphs, known, strict=True)] if many else [self._data(graphs, known)]
-            parts, goal = [_processed(model, part) for part in parts], _processed(model, goal)
             model.fit(parts if many else parts[0], goal)
             told = [_predicted(model, part, source=True) for part in parts]
             last = _predicted(model, goal, source=False)
@@ -96,7 +102,11 @@ class PygdaModel:
             edges.append(graph.edges.cpu() + shift)
             shift += graph.count
         x = torch.cat([graph.features.cpu() for graph in graphs])
-        return data.Data(x=x, edge_index=torch.cat(edges, 1), y=torch.cat([*labels]))
+        every = torch.ones(shift, dtype=torch.bool)  # KBL and PairAlign ask which nodes are to be learned from
+        made = data.Data(
+            x=x, edge_index=torch.cat(edges, 1), y=torch.cat([*labels]), train_mask=every, val_mask=every.clone(), test_mask=every.clone()
+        )  # fmt: skip
+        return _spectrum(made) if self.model.__name__ == "SpecReg" else made
 
 
 def package(name: str) -> Any:
@@ -110,10 +120,12 @@ def package(name: str) -> Any:
         ) from error
 
 
-def _processed(model: Any, data: Any) -> Any:
-    """What the model makes of a graph before it learns: another one, or the same with more to it."""
-    made = model.process_graph(data)
-    return data if made is None else made
+def _spectrum(data: Any) -> Any:
+    """With the singular vectors of its Laplacian, as the package's own transform makes them. Raises AcclimateError for too few nodes."""
+    if len(data.y) < SPECTRUM:
+        raise AcclimateError(f"pygda.SpecReg compares {SPECTRUM} spectral components, but a graph has {len(data.y)} nodes")
+    with tempfile.TemporaryDirectory() as folder:
+        return package("pygda.utils").svd_transform(data, f"{folder}/")
 
 
 def _predicted(model: Any, data: Any, source: bool) -> Tensor:
