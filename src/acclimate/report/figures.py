@@ -1,19 +1,14 @@
 """Plots for the pages under docs: each is the text of an SVG file that stands alone, light, on a white ground."""
 
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from .drawing import ACCENT, COLOURS, INK, LINE, MUTED, WORSE, new_figure, styled, svg_of
 
-LIGHT = {
-    "ink": "#1c2126",
-    "muted": "#5b656f",
-    "line": "#dcdfe2",
-    "card": "#ffffff",
-    "better": "#1f6cb0",
-    "worse": "#c2441c",
-    "accent": "#1f6cb0",
-}
+STYLE = (Path(__file__).parent / "style.html").read_text(encoding="utf-8")
+LIGHT = dict(re.findall(r"--(\w+): (#\w+);", STYLE.partition("@media")[0]))  # the page's own colours by name, those of the light look
 
 
 @styled
@@ -74,7 +69,7 @@ def tradeoff(points: Sequence[tuple[str, float, float]], x: str, y: str, zero: b
 def alone(svg: str) -> str:
     """An ``<svg>`` element of :func:`acclimate.report.drawing.svg_of` as a file: named, coloured, on a ground."""
     for name in COLOURS:
-        svg = svg.replace(f"var(--{name})", LIGHT.get(name, LIGHT["muted"]))
+        svg = svg.replace(f"var(--{name})", LIGHT[name])
     opening, rest = svg.split(">", 1)
     look = 'xmlns="http://www.w3.org/2000/svg" font-family="system-ui, sans-serif"'
     return f'{opening.replace("<svg", f"<svg {look}", 1)}><rect width="100%" height="100%" fill="{LIGHT["card"]}"/>{rest}\n'
