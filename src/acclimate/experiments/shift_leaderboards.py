@@ -39,6 +39,7 @@ class Benchmark:
 
 
 TABLE = {"norm": True}  # batch-norm between the layers: methods at test time move it
+MACHINE = {"kernel": 32, "stride": 6}  # for faults of machines; Ragab et al. 2023 (AdaTime), configs/data_model_configs.py of their code
 KINDS = ("apparel", "baby", "books", "camera_photo", "dvd", "electronics", "health_personal_care", "imdb", "kitchen_housewares", "music")
 BENCHMARKS = {
     "reviews": Benchmark(
@@ -48,9 +49,10 @@ BENCHMARKS = {
         "Office-Caltech, SURF counts, one layer", "office_caltech", ("amazon", "caltech", "dslr", "webcam"), options=TABLE
     ),
     "patients": Benchmark("Heart disease in three hospitals, one layer", "heart", ("cleveland", "hungarian", "va"), options=TABLE),
-    "machines": Benchmark("Bearings under three loads, convolutions over time", "bearing", ("load_0", "load_1", "load_2")),
+    "machines": Benchmark("Bearings under three loads, convolutions over time", "bearing", ("load_0", "load_1", "load_2"), options=MACHINE),
     "people": Benchmark(
-        "Movements of six people (HAR), convolutions over time", "har", tuple(f"subject_{n:02}" for n in (2, 6, 7, 9, 11, 12))
+        "Movements of six people (HAR), convolutions over time", "har", tuple(f"subject_{n:02}" for n in (2, 6, 7, 9, 11, 12)),
+        training={"steps": 150},
     ),
     "pictures": Benchmark("PACS in three styles, 32 x 32, small residual network", "pacs", ("photo", "art_painting", "cartoon")),
 }

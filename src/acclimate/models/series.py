@@ -21,7 +21,7 @@ class SeriesNet(nn.Module):
         layers: list[nn.Module] = []
         for number, (before, after) in enumerate(pairwise(widths)):
             size, step = (kernel, stride) if number == 0 else (8, 1)
-            layers += [nn.Conv1d(before, after, size, step, size // 2, bias=False), nn.BatchNorm1d(after), nn.ReLU(), nn.MaxPool1d(2, 2, 1)]
+            layers += [nn.Conv1d(before, after, size, step, size // 2, bias=False), nn.BatchNorm1d(after), nn.MaxPool1d(2, 2, 1), nn.ReLU()]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ class Learner(nn.Module):
             if head not in HEADS:
                 raise AcclimateError(f"no head {head!r}{nearest(head, HEADS)}")
             head = HEADS[head](self.width, max(1, len(self.names)))
-        self.featurizer, self.head, self.parts = featurizer, head, nn.ModuleDict()
+        self.featurizer, self.head, self.parts = channels_last(featurizer), head, nn.ModuleDict()
         self.dropout, self.smoothing = nn.Dropout(dropout), smoothing
         self.memory: dict[str, Any] = {}
         self.domains: list[str] = []  # names by number: labelled domains, then the target
@@ -136,3 +136,12 @@ class Learner(nn.Module):
 
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
+
+
+def channels_last(net: nn.Module) -> nn.Module:
+    """The same network, whose weights of convolutions over images lie with the channel last, in which they are fastest.
+
+    >>> channels_last(nn.Conv2d(2, 3, 5)).weight.stride()
+    (50, 1, 10, 2)
+    """
+    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

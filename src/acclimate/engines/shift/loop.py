@@ -17,7 +17,7 @@ from ...method import Setting, Settings, arguments
 from ...parts.norms import still_statistics
 from ...parts.schedules import course
 from ...progress import bar
-from .learner import Learner, Place
+from .learner import Learner, Place, channels_last
 from .plays import as_plays, finite, optimizer_of, play
 from .pools import Course, Data, Pool, Sampler, whole
 
@@ -322,7 +322,7 @@ def add_parts(method: Any, learner: Learner, seed: int) -> None:
     with seeded(seed, learner):
         for name, part in method.build(learner).items():
             if name not in learner.parts:
-                learner.parts[name] = part.to(learner.device)
+                learner.parts[name] = channels_last(part.to(learner.device))
 
 
 @torch.no_grad()
