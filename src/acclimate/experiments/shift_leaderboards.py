@@ -51,7 +51,9 @@ BENCHMARKS = {
     "patients": Benchmark("Heart disease in three hospitals, one layer", "heart", ("cleveland", "hungarian", "va"), options=TABLE),
     "machines": Benchmark("Bearings under three loads, convolutions over time", "bearing", ("load_0", "load_1", "load_2"), options=MACHINE),
     "people": Benchmark(
-        "Movements of six people (HAR), convolutions over time", "har", tuple(f"subject_{n:02}" for n in (2, 6, 7, 9, 11, 12)),
+        "Movements of six people (HAR), convolutions over time",
+        "har",
+        tuple(f"subject_{n:02}" for n in (2, 6, 7, 9, 11, 12)),
         training={"steps": 150},
     ),
     "pictures": Benchmark("PACS in three styles, 32 x 32, small residual network", "pacs", ("photo", "art_painting", "cartoon")),
