@@ -43,20 +43,24 @@ MACHINE = {"kernel": 32, "stride": 6}  # for faults of machines; Ragab et al. 20
 KINDS = ("apparel", "baby", "books", "camera_photo", "dvd", "electronics", "health_personal_care", "imdb", "kitchen_housewares", "music")
 BENCHMARKS = {
     "reviews": Benchmark(
-        "Reviews of 12 kinds (FDU-MTL), frozen MiniLM, one layer", "fdu_mtl", (*KINDS, "toys_games", "video"), options=TABLE
+        "Reviews of 12 kinds (FDU-MTL), frozen MiniLM, one layer", "fdu_mtl", (*KINDS, "toys_games", "video"), {"steps": 100}, TABLE
     ),
     "objects": Benchmark(
         "Office-Caltech, SURF counts, one layer", "office_caltech", ("amazon", "caltech", "dslr", "webcam"), options=TABLE
     ),
     "patients": Benchmark("Heart disease in three hospitals, one layer", "heart", ("cleveland", "hungarian", "va"), options=TABLE),
-    "machines": Benchmark("Bearings under three loads, convolutions over time", "bearing", ("load_0", "load_1", "load_2"), options=MACHINE),
+    "machines": Benchmark(
+        "Bearings under three loads, convolutions over time", "bearing", ("load_0", "load_1", "load_2"), {"steps": 100}, MACHINE
+    ),
     "people": Benchmark(
         "Movements of six people (HAR), convolutions over time",
         "har",
         tuple(f"subject_{n:02}" for n in (2, 6, 7, 9, 11, 12)),
-        training={"steps": 150},
+        training={"steps": 100},
     ),
-    "pictures": Benchmark("PACS in three styles, 32 x 32, small residual network", "pacs", ("photo", "art_painting", "cartoon")),
+    "pictures": Benchmark(
+        "PACS in three styles, 32 x 32, small residual network", "pacs", ("photo", "art_painting", "cartoon"), {"steps": 150}
+    ),
 }
 
 

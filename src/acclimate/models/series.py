@@ -10,7 +10,8 @@ from torch import Tensor, nn
 class SeriesNet(nn.Module):
     """Series [batch, channel, time] -> features [batch, 2 x width]: three convolutions with batch-norm, pooled over time.
 
-    Any length of 16 or more works; ``inputs`` is the shape of a usual row.
+    Inside, a series is an image one pixel high [batch, channel, 1, time], since convolutions over images are up to twice as fast. Any
+    length of 16 or more works; ``inputs`` is the shape of a usual row.
     """
 
     def __init__(self, channels: int = 9, width: int = 32, kernel: int = 5, stride: int = 1):
@@ -21,12 +22,13 @@ class SeriesNet(nn.Module):
         layers: list[nn.Module] = []
         for number, (before, after) in enumerate(pairwise(widths)):
             size, step = (kernel, stride) if number == 0 else (8, 1)
-            layers += [nn.Conv1d(before, after, size, step, size // 2, bias=False), nn.BatchNorm1d(after), nn.MaxPool1d(2, 2, 1), nn.ReLU()]
+            layers += [nn.Conv2d(before, after, (1, size), (1, step), (0, size // 2), bias=False), nn.BatchNorm2d(after)]
+            layers += [nn.MaxPool2d((1, 2), (1, 2), (0, 1)), nn.ReLU()]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
         """Features of each series."""
-        return self.layers(x).mean(2)
+        return self.layers(x.unsqueeze(2)).mean((2, 3))
 
 
 BACKBONE = SeriesNet
