@@ -127,7 +127,7 @@ def test_methods_for_graphs_are_refused_on_other_rows(monkeypatch):
     monkeypatch.setattr("acclimate.shifts.sweep.load_domains", lambda *_: rows)
     found = shifts.shift(["erm", "a2gnn"], ["s"], "t", training=TRAINING)
     assert [row["method"] for row in found["rows"]] == ["domain_generalization.erm"]
-    assert found["failed"][0]["error"].startswith("domain_adaptation.a2gnn works on nodes of graphs; give domains that are graphs")
+    assert found["failed"][0]["error"].startswith("domain_adaptation.a2gnn works on graphs; give domains that are graphs")
     with pytest.raises(AcclimateError, match="the backbone graph needs domains that are graphs"):
         shifts.shift("erm", ["s"], "t", backbone="graph", training=TRAINING)
 

@@ -114,7 +114,7 @@ def test_what_cannot_be_a_graph_is_one_line(given, said):
 
 def test_graph_methods_refuse_plain_rows():
     made, data = _shifted.learner("table"), _shifted.table()
-    with pytest.raises(AcclimateError, match=r"grade works on nodes of graphs; build the learner on models\.graph\.GraphNet"):
+    with pytest.raises(AcclimateError, match=r"grade works on graphs; build the learner on models\.graph\.GraphNet"):
         fit(load("domain_adaptation.grade"), made, data, Training(steps=1))
 
 

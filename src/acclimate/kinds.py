@@ -195,7 +195,7 @@ class _Shift(Method):
     training: ClassVar[dict[str, Any]] = {}  # the paper's training settings, where they are not the engine's (engines/shift Training)
     fresh: ClassVar[bool] = False  # source-free, but from weights of its own: only what ``adopt`` takes over is left of the source model
     open: ClassVar[bool] = False  # its scores end in one more column: "unknown", a class that no source has
-    form: ClassVar[str] = ""  # "graph" where rows must be nodes of graphs (models/graph.py)
+    form: ClassVar[str] = ""  # "graph" where rows must be nodes of graphs or small graphs (models/graph.py), "nodes" where they are nodes
 
     @classmethod
     def source_free(cls) -> bool:

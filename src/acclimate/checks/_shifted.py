@@ -93,7 +93,7 @@ ROWS: dict[str, Any] = {**MODALITIES, "graph": graph}
 
 def forms(cls: Any) -> dict[str, Any]:
     """The kinds of rows that a method is checked on, the first one as its usual one."""
-    return {"graph": graph} if cls.form == "graph" else MODALITIES
+    return {"graph": graph} if cls.form else MODALITIES
 
 
 def learner(modality: str, seed: int = 0, normed: bool = False) -> Learner:

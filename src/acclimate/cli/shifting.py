@@ -24,8 +24,8 @@ def shift(
     sources: Annotated[
         str,
         typer.Option(
-            help="labelled domains, with commas between: dataset/domain, folders, or bare names; graphs (whose nodes are classified, never "
-            "whole graphs) also as npz files of x, edges and y"
+            help="labelled domains, with commas between: dataset/domain, folders, or bare names; graphs, whose nodes are classified, "
+            "also as npz files of x, edges and y; many small graphs as npz with member, or folders of text files like the TU datasets'"
         ),
     ],
     target: Annotated[str, typer.Option(help="the domain without labels; left out: each source is left out in turn")] = "",

@@ -61,6 +61,10 @@ class PygdaModel:
         if other := [key for key in training if key not in (*TRAINING, "seed")]:
             raise AcclimateError(f"{self.name} is trained by its own package, which takes no {other[0]!r}; it takes {', '.join(TRAINING)}")
         net: Any = learner.featurizer
+        if any(graph.member is not None for graph in net.graphs):
+            raise AcclimateError(
+                f"{self.name} classifies nodes here, but these domains are many small graphs; take a method of ours for them"
+            )
         labels = torch.full((sum(graph.count for graph in net.graphs),), -1)
         for pool in sources:
             labels[pool.x] = pool.y  # type: ignore[assignment]

@@ -3,8 +3,8 @@
 Kipf & Welling 2017, equation 2 (gcn), https://arxiv.org/abs/1609.02907; Velickovic et al. 2018, equations 1 to 4 with one head (gat),
 https://arxiv.org/abs/1710.10903; Hamilton et al. 2017, algorithm 2 (a few neighbours a layer), https://arxiv.org/abs/1706.02216
 
-A graph is given to the network, not to a method: a pool holds the numbers of its nodes, so that whatever works on rows works on nodes.
-Scores are for nodes; pooling them into one answer for a whole graph is not built."""
+A graph is given to the network, not to a method: a pool holds the numbers of its nodes, so that whatever works on rows works on nodes. Of
+many small graphs a pool holds their numbers, and nodes' features are pooled into one row for each graph."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -14,25 +14,32 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..errors import AcclimateError
-from ..parts.graphs import Matrix, Spread, normalised, row_starts, with_loops
+from ..errors import AcclimateError, nearest
+from ..parts.graphs import Matrix, Spread, normalised, pooled, row_starts, spans, with_loops
 
 if TYPE_CHECKING:
     from ..domain.graphs import Graph
     from ..engines.shift import Pool
 
+READOUTS = ("mean", "sum", "max")
 SPARSE = 0.1  # share of entries above which features are kept dense
 
 
 class Structure(nn.Module):
-    """One graph for a network: features, edges, and the normalised matrix with loops that spreads features over it."""
+    """A domain's graph for a network: features, edges, and the normalised matrix with loops that spreads features over it.
+
+    ``count`` nodes and ``rows`` things with a class: the nodes, or small graphs, where ``member`` says which of them each node is of.
+    """
 
     def __init__(self, graph: "Graph"):
         super().__init__()
-        self.name, self.count, self.fingerprint = graph.name, len(graph), graph.fingerprint
+        self.name, self.count, self.rows, self.fingerprint = graph.name, len(graph), graph.rows, graph.fingerprint
         graph.check()
         x, edges, _ = graph.tensors()
         self.register_buffer("edges", edges, persistent=False)
+        member = None if graph.member is None else torch.from_numpy(graph.member)
+        self.register_buffer("member", member, persistent=False)
+        self.register_buffer("firsts", None if member is None else row_starts(member, self.rows), persistent=False)
         places = with_loops(edges, self.count)
         self.matrix = Matrix(places, normalised(places, torch.ones(places.shape[1]), self.count), self.count)
         filled = x.nonzero().T
@@ -42,6 +49,8 @@ class Structure(nn.Module):
 
     edges: Tensor
     dense: Tensor | None
+    member: Tensor | None
+    firsts: Tensor | None  # where each small graph's nodes begin [graph + 1]
 
     @property
     def features(self) -> Tensor:
@@ -50,9 +59,21 @@ class Structure(nn.Module):
 
     def times(self, weight: Tensor, moved: Tensor | None = None, order: Tensor | None = None) -> Tensor:
         """Features [node, inputs], ``moved`` by as many and in another ``order``, times a weight [width, inputs] -> [node, width]."""
+        if self.dense is not None and moved is None and order is not None:
+            return self.dense[order].to(weight.dtype) @ weight.T
         found = self.x(weight.T) if self.x is not None else self.dense.to(weight.dtype) @ weight.T  # type: ignore[union-attr]
         found = found if moved is None else found + moved.to(weight.dtype) @ weight.T
         return found if order is None else found[order]
+
+    def parts(self, graphs: Tensor) -> tuple[Tensor, Matrix, Tensor]:
+        """Nodes of some of its small graphs, the normalised matrix among them, and which of these graphs each node is of."""
+        assert self.firsts is not None
+        inside, owner = spans(self.firsts, graphs)
+        entries, rows = spans(self.matrix.starts, inside)
+        place = torch.empty(self.count, dtype=torch.long, device=graphs.device)
+        place[inside] = torch.arange(len(inside), device=graphs.device)
+        places = torch.stack([rows, place[self.matrix.places[1, entries]]])
+        return inside, Matrix(places, self.matrix.values[entries], len(inside)), owner
 
     def around(self, nodes: Tensor, hops: int, most: int) -> tuple[Tensor, Matrix]:
         """Nodes within some hops of these, at most so many new edges a node and hop, and the normalised matrix among them."""
@@ -74,17 +95,30 @@ class GraphNet(nn.Module):
     """Node numbers [row] -> features [row, width]: ``depth`` layers, each with ReLU and dropout, over the whole graph of the nodes.
 
     ``attach`` gives it graphs; nodes are numbered through, graph after graph. Rows [row, inputs] of numbers are nodes without neighbours.
+    Of a domain of many small graphs these are numbered through instead, and ``readout`` (mean, sum, max) makes one row of a graph's nodes.
     ``neighbours`` above 0 trains on so many neighbours a node and layer, for graphs that are too large to be spread over at every step.
     """
 
     block = 1_000_000_000  # rows at a time where nothing learns: all, since each pass goes over the whole graph
 
-    def __init__(self, inputs: int = 16, width: int = 128, depth: int = 2, layer: str = "gcn", dropout: float = 0.0, neighbours: int = 0):
+    def __init__(
+        self,
+        inputs: int = 16,
+        width: int = 128,
+        depth: int = 2,
+        layer: str = "gcn",
+        dropout: float = 0.0,
+        neighbours: int = 0,
+        readout: str = "mean",
+    ):
         super().__init__()
+        if readout not in READOUTS:
+            raise AcclimateError(f"readout = {readout!r}{nearest(readout, READOUTS)}")
         if layer not in ("gcn", "gat"):
             raise AcclimateError(f"layer = {layer!r}, but must be gcn or gat")
         self.settings = {"inputs": inputs, "width": width, "depth": depth, "layer": layer, "dropout": dropout, "neighbours": neighbours}
-        self.inputs, self.features, self.neighbours = (inputs,), width, neighbours
+        self.settings["readout"] = readout
+        self.inputs, self.features, self.neighbours, self.readout = (inputs,), width, neighbours, readout
         self.weights = nn.ParameterList(nn.Parameter(torch.empty(width, width if number else inputs)) for number in range(depth))
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(width)) for _ in range(depth))
         self.attention = nn.ParameterList(nn.Parameter(torch.empty(2, width)) for _ in range(depth if layer == "gat" else 0))
@@ -93,16 +127,16 @@ class GraphNet(nn.Module):
         self.dropout, self.graphs = nn.Dropout(dropout), nn.ModuleList()
 
     def attach(self, graphs: "Sequence[Graph]") -> "list[Pool]":
-        """Add graphs; the nodes of each as a pool with labels."""
+        """Add graphs; the nodes of each, or the small graphs it consists of, as a pool with labels."""
         from ..engines.shift import Pool
 
         found = []
         for graph in graphs:
             if graph.x.shape[1] != self.inputs[0]:
                 raise AcclimateError(f"{graph.name} has {graph.x.shape[1]} features a node, but the network takes {self.inputs[0]}")
-            first = sum(each.count for each in self.graphs)  # type: ignore[misc]
+            first = sum(each.rows for each in self.graphs)  # type: ignore[misc]
             self.graphs.append(Structure(graph))
-            found.append(Pool(graph.name, first + torch.arange(len(graph)), torch.from_numpy(graph.y)))
+            found.append(Pool(graph.name, first + torch.arange(graph.rows), torch.from_numpy(graph.y)))
         return found
 
     @property
@@ -111,12 +145,12 @@ class GraphNet(nn.Module):
         return " ".join(str(graph.fingerprint) for graph in self.graphs)
 
     def owners(self, x: Tensor) -> dict[int, tuple[Tensor, Tensor]]:
-        """The graphs that nodes are of: {graph: (places among these rows, nodes' numbers within the graph)}."""
-        ends = torch.tensor([graph.count for graph in self.graphs], device=x.device).cumsum(0)
+        """The graphs that rows are of: {graph: (places among these rows, nodes' (or small graphs') numbers within the graph)}."""
+        ends = torch.tensor([graph.rows for graph in self.graphs], device=x.device).cumsum(0)
         if not len(ends) or (len(x) and not 0 <= int(x.min()) <= int(x.max()) < int(ends[-1])):
-            raise AcclimateError(f"nodes go up to {int(x.max())}, but the network's graphs have {int(ends[-1]) if len(ends) else 0} nodes")
+            raise AcclimateError(f"rows go up to {int(x.max())}, but the network's graphs have {int(ends[-1]) if len(ends) else 0} of them")
         owner = torch.bucketize(x, ends, right=True)
-        first = ends - torch.tensor([graph.count for graph in self.graphs], device=x.device)
+        first = ends - torch.tensor([graph.rows for graph in self.graphs], device=x.device)
         return {number: ((owner == number).nonzero()[:, 0], x[owner == number] - first[number]) for number in owner.unique().tolist()}
 
     def forward(self, x: Tensor, **how: object) -> Tensor:
@@ -131,7 +165,7 @@ class GraphNet(nn.Module):
         moved: Mapping[int, Tensor] | None = None,
         order: Mapping[int, Tensor] | None = None,
     ) -> list[Tensor]:
-        """What each layer gives [row, width].
+        """What each layer gives [row, width], pooled over a small graph's nodes where rows are graphs.
 
         ``steps``: how often each layer spreads; 0 looks at no edge. ``through``: what spreads over a graph (by number) instead of its
         normalised matrix. ``moved``: what a graph's features are moved by [node, inputs]. ``order``: whose features each node gets [node].
@@ -142,13 +176,17 @@ class GraphNet(nn.Module):
         places = []
         for number, (rows, nodes) in self.owners(x).items():
             graph, spread, change = self.graphs[number], (through or {}).get(number), (moved or {}).get(number)
-            who = (order or {}).get(number)
-            if self.training and self.neighbours and spread is None and change is None and who is None and steps:
-                inside, matrix = graph.around(nodes, len(self.weights) * steps, self.neighbours)  # type: ignore[operator]
-                outs = self._stack(lambda weight, g=graph, n=inside: g.times(weight)[n], matrix, steps)  # type: ignore[misc]
-                nodes = torch.searchsorted(inside, nodes)
-            else:
-                outs = self._stack(lambda weight, g=graph, c=change, w=who: g.times(weight, c, w), spread or graph.matrix, steps)  # type: ignore[misc, arg-type]
+            who, member = (order or {}).get(number), graph.member
+            as_it_is = spread is None and change is None and who is None
+            if member is not None and as_it_is:
+                chosen, nodes = nodes.unique(return_inverse=True)
+                who, spread, member = graph.parts(chosen)  # type: ignore[operator]
+            elif self.training and self.neighbours and as_it_is and steps:
+                who, spread = graph.around(nodes, len(self.weights) * steps, self.neighbours)
+                nodes = torch.searchsorted(who, nodes)
+            outs = self._stack(lambda weight, g=graph, c=change, w=who: g.times(weight, c, w), spread or graph.matrix, steps)  # type: ignore[misc, arg-type]
+            if member is not None:
+                outs = [pooled(out, member, int(member[-1]) + 1, self.readout) for out in outs]  # type: ignore[arg-type, index]
             found.append([out[nodes] for out in outs])
             places.append(rows)
         back = torch.cat(places).argsort()

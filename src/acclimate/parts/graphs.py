@@ -67,6 +67,30 @@ def row_starts(index: Tensor, size: int) -> Tensor:
     return torch.cat([index.new_zeros(1), torch.bincount(index, minlength=size).cumsum(0)])
 
 
+def spans(starts: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
+    """Entries of some rows, given where each row begins [size + 1]: their places, and which of the rows each is of, both [entry].
+
+    >>> [each.tolist() for each in spans(torch.tensor([0, 2, 3, 6]), torch.tensor([2, 0]))]
+    [[3, 4, 5, 0, 1], [0, 0, 0, 1, 1]]
+    """
+    lengths = starts[which + 1] - starts[which]
+    owner = torch.arange(len(which), device=which.device).repeat_interleave(lengths)
+    before = lengths.cumsum(0) - lengths
+    return (starts[which] - before)[owner] + torch.arange(len(owner), device=which.device), owner
+
+
+def pooled(h: Tensor, owner: Tensor, count: int, how: str = "mean") -> Tensor:
+    """One row for each of so many graphs: mean, sum or max of its nodes' features h [node, width], ``owner`` [node] -> [graph, width].
+
+    >>> [pooled(torch.tensor([[1.0], [3.0], [5.0]]), torch.tensor([0, 0, 1]), 2, how).flatten().tolist() for how in ("mean", "sum", "max")]
+    [[2.0, 5.0], [4.0, 5.0], [3.0, 5.0]]
+    """
+    if how == "max":
+        return h.new_zeros(count, h.shape[1]).scatter_reduce(0, owner[:, None].expand_as(h), h, "amax", include_self=False)
+    total = h.new_zeros(count, h.shape[1]).index_add(0, owner, h)
+    return total if how == "sum" else total / torch.bincount(owner, minlength=count).clamp(min=1)[:, None]
+
+
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, h: Tensor, matrix: Matrix, turned: bool) -> Tensor:

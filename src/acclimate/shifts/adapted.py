@@ -38,7 +38,7 @@ def make_learner(
     """A learner for rows like x [row, *shape], drawn from the seed: mlp for vectors, series for [channel, time], convnet for images.
 
     ``options`` are the backbone's settings; how many inputs or channels it has is read off the rows. With ``graphs`` rows are numbers of
-    their nodes [row], graph after graph, and the backbone is graph.
+    their nodes (or small graphs) [row], graph after graph, and the backbone is graph.
     """
     shape = x.shape[1:]
     name = backbone or ("graph" if graphs else BY_SHAPE.get(len(shape), ""))
@@ -105,7 +105,7 @@ class Adapted:
         return self.learner.names
 
     def nodes(self, domain: str = "") -> Tensor:
-        """The numbers of all nodes of a domain that is a graph (by default the target), in its own order [node]."""
+        """The numbers of all nodes of a domain that is a graph (by default the target), in its own order [node]; of many, the graphs'."""
         name, first = domain or self.target, 0
         if name not in self.graphs:
             raise AcclimateError(
@@ -114,8 +114,8 @@ class Adapted:
         for each, graph in self.graphs.items():
             if each == name:
                 break
-            first += len(graph)
-        return first + torch.arange(len(self.graphs[name]))
+            first += graph.rows
+        return first + torch.arange(self.graphs[name].rows)
 
     def rows(self, given: Sequence[str] | Tensor) -> Tensor:
         """Rows as the network takes them [row, *shape]."""

@@ -1,6 +1,7 @@
 """Domains by name as pools of rows that networks take: text as vectors of a frozen encoder or as its tokens, all else as it is.
 
-A graph's rows are the numbers of its nodes, graph after graph; the graphs themselves are given to the network.
+A graph's rows are the numbers of its nodes (of many small graphs their numbers), graph after graph; the graphs themselves are given to the
+network.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from torch import Tensor
 from .. import datasets
 from ..domain import Domain
 from ..domain.arrays import ArrayDomain, form_of, open_domain
-from ..domain.graphs import ENDING, Graph
+from ..domain.graphs import ENDING, INDICATOR, Graph
 from ..engines.shift import Pool
 from ..errors import AcclimateError, nearest
 from ..files import atomic_file, cache_dir, digest
@@ -50,7 +51,8 @@ def load_domains(wanted: Sequence[str], data: str = "", encoder: str = "minilm",
     """Domains by name; one without held-out rows gives a fifth of its training rows.
 
     Text becomes vectors of the frozen encoder, or with ``tokens`` that many token ids per text, for an encoder that learns too. Of a graph
-    (a named one, or a file that ``Graph.load`` reads) the classes of some nodes are held out; all its edges and features are seen.
+    (a named one, or a file or folder that ``Graph.load`` reads) the classes of some nodes, or of some small graphs, are held out; all
+    its edges and features are seen.
 
     Raises AcclimateError for names nobody knows, domains without labels, and graphs beside other rows or of other features.
     """
@@ -90,19 +92,23 @@ def _refs(wanted: Sequence[str], data: str) -> list[str]:
 
 def _is_graph(ref: str) -> bool:
     path = Path(ref).expanduser()
-    return (path.suffix == ENDING and path.is_file()) or form_of({"source": ref}) == "graph"
+    return _is_graph_file(path) or form_of({"source": ref}) == "graph"
+
+
+def _is_graph_file(path: Path) -> bool:
+    return (path.suffix == ENDING and path.is_file()) or (path.is_dir() and any(path.glob(f"*{INDICATOR}")))
 
 
 def _graph(ref: str) -> Graph:
-    graph = Graph.load(ref) if ref.endswith(ENDING) else datasets.load(ref)
+    graph = Graph.load(ref) if _is_graph_file(Path(ref).expanduser()) else datasets.load(ref)
     graph.check()
-    if graph.isolated:
+    if graph.isolated and graph.member is None:
         say(f"{graph.name}: {graph.isolated} of {len(graph)} nodes have no edge, so that their own features alone tell their class")
     return graph
 
 
 def _nodes(graphs: dict[str, Graph], wanted: Sequence[str]) -> dict[str, Shifted]:
-    """Numbers of nodes, graph after graph in the order wanted: as models.graph.GraphNet numbers them."""
+    """Numbers of nodes or small graphs, graph after graph in the order wanted: as models.graph.GraphNet numbers them."""
     if other := [name for name in wanted if name not in graphs]:
         raise AcclimateError(f"{next(iter(graphs))!r} is a graph, but {other[0]!r} is not; give domains of one kind")
     first, found = next(iter(graphs.values())), {}
@@ -113,9 +119,11 @@ def _nodes(graphs: dict[str, Graph], wanted: Sequence[str]) -> dict[str, Shifted
                 f"{graph.name} has {graph.x.shape[1]} features a node, but {first.name} has {first.x.shape[1]}; "
                 "give graphs of the same features"
             )
-        pool = Pool(name, start + torch.arange(len(graph)), torch.from_numpy(graph.y))
+        if (graph.member is None) != (first.member is None):
+            raise AcclimateError(f"{graph.name} and {first.name} do not classify the same: nodes of one graph, or many small graphs")
+        pool = Pool(name, start + torch.arange(graph.rows), torch.from_numpy(graph.y))
         found[name] = Shifted(_held_out({"train": pool}, name), list(graph.classes), graph=graph)
-        start += len(graph)
+        start += graph.rows
     return found
 
 

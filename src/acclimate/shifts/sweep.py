@@ -84,7 +84,7 @@ def shift(
             start from a model of the sources and ask for labels of the target's training rows. ``pygda.SpecReg`` is a model of that
             package (on graphs, where it is installed).
         sources: domains: ``fdu_mtl/books``, folders or files; bare names where ``data`` names the dataset, or one dataset has them all.
-            Of graphs (``airports/usa``, or a file that domain.graphs ``Graph.load`` reads) nodes are classified, never whole graphs.
+            Of graphs (``airports/usa``, or what domain.graphs ``Graph.load`` reads) nodes are classified; of many small ones the graphs.
         settings: of the methods, where all of them know it; ``training``: of the engine (engines.shift Training), where not as the method's
             paper has it; a paper's batch of the source is shared among the sources (arms.training_of).
         plan: at test time the stream's ``rows`` and its own training settings; for active learning ``rounds`` and ``share``.
@@ -237,8 +237,8 @@ class _Sweep:
         options, seen = self.options, self.visible(target)
         method = method_of(name, options.settings)
         graphs = {domain: each.graph for domain, each in self.domains.items() if each.graph}
-        if method.form == "graph" and not graphs:
-            raise AcclimateError(f"{name} works on nodes of graphs; give domains that are graphs (citation/acm, airports/usa, a file.npz)")
+        if method.form and not graphs:
+            raise AcclimateError(f"{name} works on graphs; give domains that are graphs (citation/acm, airports/usa, a file.npz)")
         if seen.new and not method.open:
             raise AcclimateError(
                 f"target {target!r} has the class {seen.new[0]!r}, which no source has, but {method.name} knows the sources' classes only; "

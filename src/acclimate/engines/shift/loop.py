@@ -115,8 +115,11 @@ def fit(
 
 
 def _check(method: Any, learner: Learner, data: Data, training: Training) -> tuple[str, ...]:
-    if getattr(method, "form", "") == "graph" and not getattr(learner.featurizer, "graphs", None):
-        raise AcclimateError(f"{method.name} works on nodes of graphs; build the learner on models.graph.GraphNet and attach graphs to it")
+    form, graphs = getattr(method, "form", ""), getattr(learner.featurizer, "graphs", None)
+    if form == "nodes" and any(graph.member is not None for graph in graphs or ()):
+        raise AcclimateError(f"{method.name} looks at the nodes that have classes, but here whole graphs have them; take a method for rows")
+    if form and not graphs:
+        raise AcclimateError(f"{method.name} works on graphs; build the learner on models.graph.GraphNet and attach graphs to it")
     words = arguments(type(method), "step")
     asked, needs = tuple(words), [name for name, word in words.items() if word.default is word.empty]
     labelled = len(data.labelled)

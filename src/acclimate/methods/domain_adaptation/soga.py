@@ -29,7 +29,7 @@ class Soga(DomainAdaptation):
     alike: Annotated[float, Setting("weight of agreement with a look-alike (lambda_s)", 0)] = 1.0
     near: Annotated[float, Setting("weight of agreement with a neighbour (lambda_n)", 0)] = 1.0
     others: Annotated[int, Setting("nodes that a node must differ from", 1)] = 5
-    form: ClassVar[str] = "graph"
+    form: ClassVar[str] = "nodes"
     training: ClassVar[dict[str, Any]] = {"lr": 0.004, "steps": 200, "batch": 0}
 
     def begin(self, learner: Any, source: Any, target: Any) -> None:

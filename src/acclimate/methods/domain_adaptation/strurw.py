@@ -35,7 +35,7 @@ class Strurw(DomainAdaptation):
         str, Setting("what is aligned: nothing, features by a domain head, by kernel means", choices=("erm", "adv", "mmd"))
     ] = "erm"
     rows: Annotated[int, Setting("nodes of each domain whose kernel means are compared at a step", 2)] = 1000
-    form: ClassVar[str] = "graph"
+    form: ClassVar[str] = "nodes"
     exempt: ClassVar[dict[str, str]] = {"beats_source_only": "the toy's target differs in features, which weights of edges cannot mend"}
     training: ClassVar[dict[str, Any]] = {"lr": 0.004, "weight_decay": 1e-4, "steps": 200, "batch": 0}
 

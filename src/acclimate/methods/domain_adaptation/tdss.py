@@ -30,6 +30,7 @@ class Tdss(A2gnn):
     smooth: Annotated[float, Setting("weight of the target's roughness (beta)", 0)] = 0.0001
     over: Annotated[str, Setting("nodes on a random walk, or within some hops", choices=("walk", "hops"))] = "walk"
     reach: Annotated[int, Setting("length of the walk, or how many hops", 1)] = 4
+    form: ClassVar[str] = "nodes"
     exempt: ClassVar[dict[str, str]] = {
         "beats_source_only": "the paper's weights of 0.001 and 0.0001 move nothing on a toy; with larger ones it does "
         "(tests/test_shift_graphs.py)"

@@ -1,9 +1,9 @@
 """UDAGCN: two views of each graph, edges and random walks, joined by attention, that look the same in both domains.
 
 Wu et al. 2020, https://doi.org/10.1145/3366423.3380219; settings as in PyGDA (https://github.com/pygda-team/pygda).
-For nodes of graphs. Both views share their weights; the second spreads by positive pointwise mutual information of nodes on walks, drawn
-once. With few nodes or edges the second view adds little: ``walks`` = "none" leaves it out. The library divides the information's argument
-by the length of a walk and counts returns to the start; here it is the textbook's, with a loop of weight 1.
+For nodes of graphs, or small graphs. Both views share their weights; the second spreads by positive pointwise mutual information of nodes
+on walks, drawn once. With few nodes or edges the second view adds little: ``walks`` = "none" leaves it out. The library divides the
+information's argument by the length of a walk and counts returns to the start; here it is the textbook's, with a loop of weight 1.
 
 >>> import torch
 >>> attended(torch.nn.Linear(1, 1), [torch.tensor([[2.0]]), torch.tensor([[2.0]])]).item()  # shares sum to 1
