@@ -9,6 +9,7 @@ import torch
 
 from acclimate import shifts
 from acclimate.errors import AcclimateError
+from test_graph_classification import many
 from test_shift_graph_domains import parts
 
 TOLD: list = []
@@ -41,6 +42,23 @@ class OneByOne(Nearest):
         super().fit(source_data_list[0], target_data)
 
 
+class GRADE:
+    """In place of a model that knows whole graphs: nearest mean of the source's graphs; it answers in an order of its own."""
+
+    def __init__(self, in_dim, hid_dim, num_classes, mode="node", lr=0.1, epoch=5, device="cpu", verbose=2, **kwargs):
+        assert mode == "graph"
+
+    def fit(self, source_data, target_data):
+        TOLD.append(([each.y.item() for each in source_data], [each.y.item() for each in target_data]))
+        self.held = {True: source_data, False: target_data}
+        rows, y = torch.stack([each.x.mean(0) for each in source_data]), torch.cat([each.y for each in source_data])
+        self.means = torch.stack([rows[y == c].mean(0) for c in range(2)])
+
+    def predict(self, data, source=False):
+        drawn = [self.held[source][place] for place in torch.randperm(len(data))]
+        return -torch.cdist(torch.stack([each.x.mean(0) for each in drawn]), self.means), torch.cat([each.y for each in drawn])
+
+
 @pytest.fixture
 def files(tmp_path):
     for number in range(3):
@@ -52,7 +70,8 @@ def files(tmp_path):
 def stand_in(monkeypatch):
     """A package of the same shape."""
     models, data = ModuleType("pygda.models"), ModuleType("torch_geometric.data")
-    models.__all__, models.Nearest, models.OneByOne, data.Data = ["BaseGDA", "Nearest", "OneByOne"], Nearest, OneByOne, SimpleNamespace
+    models.__all__, data.Data = ["BaseGDA", "Nearest", "OneByOne", "GRADE"], SimpleNamespace
+    models.Nearest, models.OneByOne, models.GRADE = Nearest, OneByOne, GRADE
     for name, module in {"pygda": ModuleType("pygda"), "pygda.models": models, "torch_geometric.data": data}.items():
         monkeypatch.setitem(sys.modules, name, module)
     TOLD.clear()
@@ -82,6 +101,21 @@ def test_models_of_several_sources_get_them_one_by_one(files):
     found = shifts.shift("pygda.OneByOne", files)
     assert not found["failed"]
     assert TOLD[0][1].x.shape == (60, 4)
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_whole_graphs_reach_the_package_one_by_one_and_come_back_in_order(tmp_path):
+    for number in range(3):
+        many(str(number), 20, 0.1 * number, seed=number).save(tmp_path / f"{number}.npz")
+    files = [str(tmp_path / f"{number}.npz") for number in range(3)]
+    found = shifts.shift("pygda.GRADE", files[:2], files[2])
+    assert TOLD == [([0, 1] * 20, [0, 1] * 10)]  # the target's are made up
+    assert found["rows"][0]["accuracy"] == 1.0
+    assert found["rows"][0]["source_accuracy"] == 1.0
+    with pytest.raises(
+        AcclimateError, match=r"pygda\.Nearest classifies nodes, but these domains are many small graphs; models for them: A2GNN"
+    ):
+        shifts.shift("pygda.Nearest", files[:2], files[2])
 
 
 @pytest.mark.usefixtures("stand_in")

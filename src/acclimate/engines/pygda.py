@@ -4,6 +4,7 @@ Liu et al. 2024, https://github.com/pygda-team/pygda (1.2). ``pygda.SpecReg`` is
 once and on the labels of all source nodes, held-out ones too, so that what is measured on sources is measured on nodes it knows. Several
 sources are one graph of separate parts, except for GraphATA, which takes them one by one. The target's labels never reach the package: it
 gets made-up ones, every class among them, since some models take the number of classes from them; DANE's semi-supervised mode is refused.
+Of many small graphs (models/graph.py) it gets a list, for those of its models that classify whole graphs.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import AcclimateError, nearest
+from ..parts.graphs import row_starts
 from .shift.learner import Learner
 from .shift.pools import Pool
 
@@ -25,6 +27,7 @@ PREFIX = "pygda."
 WIDTH = 128  # hidden units, where settings do not say
 FIXED = ("in_dim", "num_classes", "mode", "device", "act", "kwargs", "self", "lr", "weight_decay", "epoch")  # ours, or the training's
 TRAINING = {"steps": "epoch", "lr": "lr", "weight_decay": "weight_decay"}  # ours: theirs
+WHOLE = ("A2GNN", "AdaGCN", "CWGCN", "DANE", "DGSDA", "GRADE", "GraphATA", "SAGDA", "TDSS", "UDAGCN")  # know whole graphs too
 SPECTRUM = 100  # components of SpecReg for graphs below 1,000 nodes
 NEEDED = {"hid_dim": WIDTH, "hid_dim_vae": WIDTH, "num_layers": 3}  # what some models have no default for
 
@@ -54,27 +57,28 @@ class PygdaModel:
         self.scores = torch.empty(0)
 
     def fit(self, learner: Learner, sources: Sequence[Pool], target: Pool, training: dict[str, Any]) -> None:
-        """Fit to nodes of the learner's graphs: pools of labelled source nodes, and the target's, whose labels are not looked at.
+        """Fit to the learner's graphs: pools of labelled source nodes (or graphs), and the target's, whose labels are not looked at.
 
         ``training`` holds steps (epochs), lr, weight_decay and seed, where the model's own are not wanted.
         """
         if other := [key for key in training if key not in (*TRAINING, "seed")]:
             raise AcclimateError(f"{self.name} is trained by its own package, which takes no {other[0]!r}; it takes {', '.join(TRAINING)}")
         net: Any = learner.featurizer
-        if any(graph.member is not None for graph in net.graphs):
+        if any(graph.member is not None for graph in net.graphs) and self.model.__name__ not in WHOLE:
             raise AcclimateError(
-                f"{self.name} classifies nodes here, but these domains are many small graphs; take a method of ours for them"
+                f"{self.name} classifies nodes, but these domains are many small graphs; models for them: {', '.join(WHOLE)}"
             )
-        labels = torch.full((sum(graph.count for graph in net.graphs),), -1)
+        labels = torch.full((sum(graph.rows for graph in net.graphs),), -1)
         for pool in sources:
             labels[pool.x] = pool.y  # type: ignore[assignment]
-        starts = torch.tensor([0, *(graph.count for graph in net.graphs)]).cumsum(0).tolist()
+        starts = torch.tensor([0, *(graph.rows for graph in net.graphs)]).cumsum(0).tolist()
         here = next(iter(net.owners(target.x)))
         others = [number for number in range(len(net.graphs)) if number != here]
         graphs = [net.graphs[number] for number in others]
         known = [labels[starts[number] : starts[number + 1]] for number in others]
-        goal = self._data(net.graphs[here : here + 1], [torch.arange(net.graphs[here].count) % learner.classes])
+        goal = self._data(net.graphs[here : here + 1], [torch.arange(net.graphs[here].rows) % learner.classes])
         given: dict[str, Any] = {key: value for key, value in NEEDED.items() if self._needs(key)}
+        given |= {"mode": "graph"} if isinstance(goal, list) else {}
         given |= {theirs: training[ours] for ours, theirs in TRAINING.items() if ours in training} | self.settings
         with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(sys.stderr):  # some models print at every step
             torch.manual_seed(int(training.get("seed", 0)))
@@ -100,7 +104,9 @@ class PygdaModel:
         return found is not None and found.default is inspect.Parameter.empty
 
     def _data(self, graphs: Sequence[Any], labels: Sequence[Tensor]) -> Any:
-        """Graphs of a network as one of torch_geometric's, of separate parts."""
+        """Graphs of a network as one of torch_geometric's, of separate parts; the small graphs of several domains as a list of them."""
+        if graphs[0].member is not None:
+            return [each for graph, own in zip(graphs, labels, strict=True) for each in _small(graph, own)]
         data, shift, edges = package("torch_geometric.data"), 0, []
         for graph in graphs:
             edges.append(graph.edges.cpu() + shift)
@@ -111,6 +117,20 @@ class PygdaModel:
             x=x, edge_index=torch.cat(edges, 1), y=torch.cat([*labels]), train_mask=every, val_mask=every.clone(), test_mask=every.clone()
         )  # fmt: skip
         return _spectrum(made) if self.model.__name__ == "SpecReg" else made
+
+
+def _small(graph: Any, labels: Tensor) -> list[Any]:
+    """A domain's small graphs, each with its label."""
+    data, starts, x, firsts = (
+        package("torch_geometric.data"),
+        row_starts(graph.edges[0], graph.count),
+        graph.features,
+        graph.firsts.tolist(),
+    )
+    return [
+        data.Data(x=x[first:end].cpu(), edge_index=graph.edges[:, starts[first] : starts[end]].cpu() - first, y=label[None])
+        for first, end, label in zip(firsts[:-1], firsts[1:], labels, strict=True)
+    ]
 
 
 def package(name: str) -> Any:
@@ -134,5 +154,9 @@ def _spectrum(data: Any) -> Any:
 
 def _predicted(model: Any, data: Any, source: bool) -> Tensor:
     more = {"source": source} if "source" in inspect.signature(model.predict).parameters else {}
-    scores, _ = model.predict(data, **more)
-    return scores.detach().float().cpu()
+    if isinstance(data, list):  # the package answers in an order that it shuffles: labels that are places tell which
+        for place, each in enumerate(data):
+            each.y = torch.tensor([place])
+    scores, told = model.predict(data, **more)
+    scores = scores.detach().float().cpu()
+    return scores[told.cpu().argsort()] if isinstance(data, list) else scores
