@@ -7,13 +7,14 @@ size of the models. The output grows in a hidden folder beside its place, with a
 where it was, and the folder gets its name only when it is whole.
 """
 
+import ctypes
 import json
 import os
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from .layout import JOURNAL, Layout, journal, prepare
 
 CHUNK = 1 << 18  # entries; fixed, because the random draws of a chunk belong to it
 SHARD = 5_000_000_000  # bytes of one output file
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+HELD = 64 << 20  # bytes that a worker's freed memory may hold; half of it is glibc's largest block that is not mapped by itself
 TEMPORARIES = 8  # fp32 chunks per model that a method may hold at once, for the forecast
 
 
@@ -335,7 +338,14 @@ def _key(method: Merge | None) -> str:
 
 @contextmanager
 def _one_thread_each() -> Iterator[None]:
-    """Workers are the threads: torch gets one, so that they do not wait for one another inside an operation."""
+    """Workers are the threads: torch gets one, so that they do not wait for one another inside an operation.
+
+    What they free stays with the program: glibc would give pages of chunks back, and take them anew, at every operation.
+    """
+    with suppress(OSError, AttributeError):  # another C library
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, HELD // 2)
+        libc.mallopt(M_TRIM_THRESHOLD, HELD)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -62,7 +62,7 @@ def combine(changes: Tensor, weights: Tensor, *, elect: str = "sum", mean: bool 
     total = _sum(agreed).mul_(sign)
     if not mean:
         return total
-    taken = _sum(positive(agreed) if alike else positive(agreed).mul_(weights))
+    taken = _sum(agreed.sign_() if alike else agreed.sign_().mul_(weights))
     return total.div_(taken.clamp_(min=min(each)) if min(each) > 0 else torch.where(taken.abs() < 1e-8, 1.0, taken))
 
 
@@ -102,7 +102,7 @@ def drawn(generator: np.random.Generator, chances: Tensor, shape: torch.Size) ->
     """1 with the given chances, else 0 [*shape], in fp32: 16 random bits each, so chances are met to within 1/131,072."""
     count = int(np.prod(shape))
     bits = generator.integers(0, 2**64 - 1, -(-count // 4), dtype=np.uint64, endpoint=True)
-    limits = (chances.float() * 65536 - 32769).round_().to(torch.int16).numpy()  # the largest draw, of -32768 to 32767, that counts
+    limits = (chances.float() * 65536).sub_(32769).round_().to(torch.int16).numpy()  # the largest draw, of -32768 to 32767, that counts
     kept = bits.view(np.int16)[:count].reshape(shape) <= limits
     if chances.min() < 1e-5:  # such a limit lies below all draws, and out of their type's range
         kept &= (chances >= 1e-5).numpy()

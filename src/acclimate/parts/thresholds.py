@@ -9,14 +9,13 @@ Counts of chunks add up. Entries that tie with the k-th are all kept, so the res
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import hardshrink
 
 HIGH, LOW = 1 << 15, 1 << 16
 
 
 def upper(changes: Tensor) -> Tensor:
     """The upper 16 bits of the magnitudes [*shape], which order as the magnitudes do: a number below 32,768 each."""
-    return changes.float().abs().contiguous().view(torch.int16)[..., 1::2]
+    return changes.float().contiguous().view(torch.int16)[..., 1::2] & (HIGH - 1)  # the bit above is the sign
 
 
 def look(changes: Tensor, seen: list[Tensor], shares: Tensor, bits: int = 32) -> Tensor | None:
@@ -25,7 +24,8 @@ def look(changes: Tensor, seen: list[Tensor], shares: Tensor, bits: int = 32) ->
     changes [model, *shape] -> counts [model, 32768], then (of numbers of 32 ``bits``) [model, rank, 65536].
     """
     if not seen:
-        return torch.stack([torch.bincount(row, minlength=HIGH) for row in upper(changes).reshape(len(changes), -1)])
+        high = changes.float().abs().contiguous().view(torch.int32).bitwise_right_shift_(16)  # faster to count than ``upper``
+        return torch.stack([torch.bincount(row, minlength=HIGH) for row in high.reshape(len(changes), -1)])
     if len(seen) > 1 or bits <= 16:
         return None
     changes = changes.float()
@@ -41,7 +41,7 @@ def trim(changes: Tensor, least: Tensor) -> Tensor:
     tensor([[ 0., -4.,  0.,  3.]])
     """
     for row, limit in zip(changes, torch.nextafter(least, least.new_zeros(())).tolist(), strict=True):
-        row.copy_(hardshrink(row, limit))
+        torch.hardshrink(row, limit, out=row)
     return changes
 
 

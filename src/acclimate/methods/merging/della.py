@@ -83,7 +83,7 @@ class Della(Merge):
         elif seen is not None:
             place = torch.stack([row[b] for row, b in zip(seen, thresholds.upper(changes).long(), strict=True)])
         else:
-            place = row_ranks(changes) / max(1, changes.shape[-1] - 1)
+            place = row_ranks(changes).div_(max(1, changes.shape[-1] - 1))
         window, drop = per_model(self.window, changes, "window"), per_model(self.drop, changes, "drop")
         return place.to(changes.dtype).mul_(window).add_(1 - drop - window / 2)
 

@@ -54,7 +54,7 @@ class Ties(Merge):
         if seen is not None:
             changes = thresholds.trim(changes, seen)
         merged = combine(changes, per_model(self.weights, tuned), elect=self.sign, mean=self.normalize)
-        return merged.mul_(self.scale).add_(base)
+        return (merged if self.scale == 1 else merged.mul_(self.scale)).add_(base)
 
     def _shares(self, models: int) -> Tensor:
         return per_model(self.keep, torch.empty(models, 1), "keep")
