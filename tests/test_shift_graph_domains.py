@@ -82,10 +82,10 @@ def test_nodes_without_edges_are_counted(files, tmp_path, capsys, monkeypatch):
         ({"x": np.where(np.arange(240).reshape(60, 4) == 9, np.nan, 1.0)}, "bad.npz: features of node 2 hold nan or infinity; fill them"),
         ({"x": np.ones((60, 5))}, r"bad.npz has 5 features a node, but .*one.npz has 4; give graphs of the same features"),
         ({"x": np.full((60, 4), "a")}, "bad.npz has x of type <U1; give numbers"),
-        ({"y": np.zeros(3, int)}, r"60 nodes but y of shape \(3,\); give one class per node \(whole graphs are not classified\)"),
+        ({"y": np.zeros(3, int)}, r"60 nodes but y of shape \(3,\); give one class per node, or with member"),
         ({"y": np.zeros(60)}, "bad.npz has y of type float64; give whole numbers or names of classes"),
         ({"y": np.arange(60) % 2, "classes": np.array("no")}, "bad.npz has 1 classes, but y goes from 0 to 1; number classes from 0"),
-        ({"classes": np.array("no")}, "bad.npz has nodes of class 'yes', which its classes do not name"),
+        ({"classes": np.array("no")}, "bad.npz has rows of class 'yes', which its classes do not name"),
     ],
 )
 def test_what_is_no_graph_is_one_line(changed, said, files, tmp_path):
@@ -155,7 +155,7 @@ def test_a_kept_learner_knows_its_own_nodes_only(files, tmp_path):
     for rows in (torch.ones(2, 4), ["a text"], torch.ones(2, 4).long()):
         with pytest.raises(AcclimateError, match=r"knows the nodes of its graphs only \(.*\); give their numbers as nodes\(\) has them"):
             adapted.predict(rows)
-    with pytest.raises(AcclimateError, match="the network's graphs have 120 nodes"):
+    with pytest.raises(AcclimateError, match="the network's graphs have 120 of them"):
         adapted.predict(torch.tensor([120]))
     with pytest.raises(AcclimateError, match="no graph 'three' was trained with"):
         adapted.nodes("three")

@@ -59,7 +59,7 @@ def test_several_graphs_are_numbered_through_and_rows_come_back_in_their_order()
     rows = torch.tensor([7, 0, 9, 3])
     mixed, each = net(rows), torch.cat([net(first.x), net(second.x)])
     assert torch.equal(mixed, each[rows])
-    with pytest.raises(AcclimateError, match="nodes go up to 10, but the network's graphs have 10 nodes"):
+    with pytest.raises(AcclimateError, match="rows go up to 10, but the network's graphs have 10 of them"):
         net(torch.tensor([10]))
 
 

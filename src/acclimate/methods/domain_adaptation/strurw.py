@@ -3,7 +3,9 @@
 Liu et al. 2023, https://arxiv.org/abs/2306.03221; settings as in PyGDA
 (https://github.com/pygda-team/pygda). For nodes of graphs, where classes are joined otherwise in the target (conditional structure shift);
 of no use where only features differ. The target's classes are those predicted so far, so the first ``start`` steps see the edges as they
-are. ``align``: plain training (erm), a domain head as well (adv), or kernel means (mmd). Mixup of graphs is left out.
+are. ``align``: plain training (erm), a domain head as well (adv), or kernel means (mmd). Mixup of graphs is left out. The library's usual
+layer has weights of its own for the node itself; where a node and its neighbours share weights, as here, edges are weighted before they are
+normalised, so that the source's features keep the scale that the target's have.
 
 >>> import torch
 >>> ratios(torch.tensor([[0.5, 0.1], [0.1, 0.0]]), torch.tensor([[0.25, 0.2], [0.2, 0.3]])).tolist()  # no such edge in the source: 1
@@ -21,7 +23,7 @@ from torch.nn.functional import cross_entropy, one_hot
 from ...kinds import DomainAdaptation
 from ...method import Setting
 from ...parts.discrepancy import drawn_mmd
-from ...parts.graphs import joined
+from ...parts.graphs import joined, normalised
 from ...parts.heads import reverse, rising
 
 
@@ -75,7 +77,8 @@ class Strurw(DomainAdaptation):
             weight = 1 - self.share + self.share * table[shares.argmax(1)[one], shares.argmax(1)[other]]
             plain = (one == other) | ~(known[one] & known[other])
             number = next(n for n, each in enumerate(learner.featurizer.graphs) if each is graph)
-            found[number] = partial(matrix, values=matrix.values * torch.where(plain, torch.ones_like(weight), weight))
+            weight = torch.where(plain, torch.ones_like(weight), weight)
+            found[number] = partial(matrix, values=normalised(matrix.places, weight, graph.count))
         return found
 
 
