@@ -30,12 +30,11 @@ def read(folder: Path) -> Graph:
     if (folder / f"{name}_node_labels.txt").is_file():
         own = _numbers(folder, name, "node_labels")[:, 0].astype(np.int64)
         parts.append(np.eye(own.max() + 1)[own])
-    if not parts:
-        degrees = np.bincount(edges.clip(0)[0], minlength=len(member)).astype(float)
-        parts.append(np.log1p(degrees)[:, None])
     if wrong := [len(part) for part in parts if len(part) != len(member)]:
         raise AcclimateError(f"{folder} has {len(member)} nodes, but features of {wrong[0]}; give one line for each node")
-    return Graph(name, np.concatenate(parts, 1), edges, y, [f"{kind:g}" for kind in kinds], str(folder), member=member)
+    x = np.concatenate(parts, 1) if parts else np.zeros((len(member), 1))
+    graph = Graph(name, x, edges, y, [f"{kind:g}" for kind in kinds], str(folder), member=member)
+    return graph if parts else graph.with_features(np.log1p(graph.degrees)[:, None])
 
 
 def _numbers(folder: Path, name: str, what: str) -> np.ndarray:

@@ -121,14 +121,10 @@ class PygdaModel:
 
 def _small(graph: Any, labels: Tensor) -> list[Any]:
     """A domain's small graphs, each with its label."""
-    data, starts, x, firsts = (
-        package("torch_geometric.data"),
-        row_starts(graph.edges[0], graph.count),
-        graph.features,
-        graph.firsts.tolist(),
-    )
+    data, firsts = package("torch_geometric.data"), graph.firsts.tolist()
+    x, edges, starts = graph.features.cpu(), graph.edges.cpu(), row_starts(graph.edges[0], graph.count)
     return [
-        data.Data(x=x[first:end].cpu(), edge_index=graph.edges[:, starts[first] : starts[end]].cpu() - first, y=label[None])
+        data.Data(x=x[first:end], edge_index=edges[:, starts[first] : starts[end]] - first, y=label[None])
         for first, end, label in zip(firsts[:-1], firsts[1:], labels, strict=True)
     ]
 

@@ -116,8 +116,10 @@ class GraphNet(nn.Module):
             raise AcclimateError(f"readout = {readout!r}{nearest(readout, READOUTS)}")
         if layer not in ("gcn", "gat"):
             raise AcclimateError(f"layer = {layer!r}, but must be gcn or gat")
-        self.settings = {"inputs": inputs, "width": width, "depth": depth, "layer": layer, "dropout": dropout, "neighbours": neighbours}
-        self.settings["readout"] = readout
+        self.settings = {
+            "inputs": inputs, "width": width, "depth": depth, "layer": layer, "dropout": dropout, "neighbours": neighbours,
+            "readout": readout,
+        }  # fmt: skip
         self.inputs, self.features, self.neighbours, self.readout = (inputs,), width, neighbours, readout
         self.weights = nn.ParameterList(nn.Parameter(torch.empty(width, width if number else inputs)) for number in range(depth))
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(width)) for _ in range(depth))

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .thresholds import upper
+from .thresholds import magnitude_bits, upper
 
 COLUMN = 0xFFFF  # the lower half of 32 bits
 
@@ -21,7 +21,7 @@ def row_ranks(values: Tensor) -> Tensor:
     """
     width = values.shape[-1]
     if width <= COLUMN + 1:
-        keys = (values.float().abs().contiguous().view(torch.int32) & ~COLUMN).reshape(-1, width)
+        keys = magnitude_bits(values).bitwise_and_(~COLUMN).reshape(-1, width)
         keys |= torch.arange(width, dtype=torch.int32)
         keys.numpy().sort(axis=1)
         places = (keys & COLUMN).long()

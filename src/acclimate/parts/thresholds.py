@@ -13,6 +13,11 @@ from torch import Tensor
 HIGH, LOW = 1 << 15, 1 << 16
 
 
+def magnitude_bits(changes: Tensor) -> Tensor:
+    """The magnitudes' 32 bits as whole numbers [*shape], which order as the magnitudes do; always a copy."""
+    return changes.float().abs().contiguous().view(torch.int32)
+
+
 def upper(changes: Tensor) -> Tensor:
     """The upper 16 bits of the magnitudes [*shape], which order as the magnitudes do: a number below 32,768 each."""
     return changes.float().contiguous().view(torch.int16)[..., 1::2] & (HIGH - 1)  # the bit above is the sign
@@ -24,13 +29,12 @@ def look(changes: Tensor, seen: list[Tensor], shares: Tensor, bits: int = 32) ->
     changes [model, *shape] -> counts [model, 32768], then (of numbers of 32 ``bits``) [model, rank, 65536].
     """
     if not seen:
-        high = changes.float().abs().contiguous().view(torch.int32).bitwise_right_shift_(16)  # faster to count than ``upper``
+        high = magnitude_bits(changes).bitwise_right_shift_(16)  # faster to count than ``upper``
         return torch.stack([torch.bincount(row, minlength=HIGH) for row in high.reshape(len(changes), -1)])
     if len(seen) > 1 or bits <= 16:
         return None
-    changes = changes.float()
     buckets, _ = _place(seen[0], shares)
-    full = changes.abs().contiguous().view(torch.int32).reshape(len(changes), -1).numpy()
+    full = magnitude_bits(changes).reshape(len(changes), -1).numpy()
     return torch.stack([torch.stack([_lower(row, bucket) for bucket in own]) for row, own in zip(full, buckets.tolist(), strict=True)])
 
 

@@ -1,9 +1,9 @@
 """A2GNN: features of the target spread far over its graph and the source's not at all, and both alike by kernel means.
 
 Liu et al. 2024, https://arxiv.org/abs/2402.05660; defaults as in PyGDA (https://github.com/pygda-team/pygda, pygda/models/a2gnn.py).
-For nodes of graphs, or for small graphs. Strong where neighbours in the target share a class; of little use where they do
-not. The last layer is the head, which does not spread. Kernel means are taken over ``rows`` nodes of each domain, drawn anew at every step.
-The library's adversarial form is DANN on the same network.
+For nodes of graphs, or for small graphs. Strong where neighbours in the target share a class; of little use where they do not. The last
+layer is the head, which does not spread. Kernel means are taken over ``rows`` nodes of each domain, drawn anew at every step. The library's
+adversarial form is DANN on the same network.
 
 >>> import numpy as np, torch
 >>> from acclimate.domain.graphs import Graph

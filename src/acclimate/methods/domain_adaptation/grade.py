@@ -1,9 +1,8 @@
 """GRADE: a network on graphs whose every layer looks the same in both domains, by a domain head on all of them at once.
 
 Wu et al. 2023, Non-IID transfer learning on graphs, https://ojs.aaai.org/index.php/AAAI/article/view/26231; weights and forms as in PyGDA
-(https://github.com/pygda-team/pygda, pygda/models/grade.py). For nodes of graphs, or small
-graphs; DANN where only the last layer is to look alike. ``gap``: the domain head (js), kernel means (mmd), or a domain head that sees
-labels and predicted classes as well (classes).
+(https://github.com/pygda-team/pygda, pygda/models/grade.py). For nodes of graphs, or small graphs; DANN where only the last layer is to
+look alike. ``gap``: the domain head (js), kernel means (mmd), or a domain head that sees labels and predicted classes as well (classes).
 
 >>> import torch
 >>> joined([torch.zeros(1, 2), torch.ones(1, 2)], torch.tensor([[4.0]])).tolist()
