@@ -38,7 +38,10 @@ def test_order_direction_and_repeats_of_edges_do_not_matter():
         ({"edges": np.array([[0, 1, 2]])}, "ring has edges of shape (1, 3) and type int64; give node numbers as [2, edge]"),
         ({"edges": np.array([[0.0], [1.0]])}, "ring has edges of shape (2, 1) and type float64; give node numbers as [2, edge]"),
         ({"y": np.array([0, 1, 2, 1])}, "ring has 2 classes, but y goes from 0 to 2; number classes from 0"),
-        ({"y": np.array([0, 1])}, "ring has 4 nodes but y of shape (2,); give one class per node, or with member"),
+        (
+            {"y": np.array([0, 1])},
+            "ring has 4 nodes but y of shape (2,); give one class per node, or with member [node] one per small graph",
+        ),
         ({"x": np.ones(4)}, "ring has x of shape (4,); give [node, feature]"),
     ],
 )

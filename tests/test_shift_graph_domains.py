@@ -82,7 +82,7 @@ def test_nodes_without_edges_are_counted(files, tmp_path, capsys, monkeypatch):
         ({"x": np.where(np.arange(240).reshape(60, 4) == 9, np.nan, 1.0)}, "bad.npz: features of node 2 hold nan or infinity; fill them"),
         ({"x": np.ones((60, 5))}, r"bad.npz has 5 features a node, but .*one.npz has 4; give graphs of the same features"),
         ({"x": np.full((60, 4), "a")}, "bad.npz has x of type <U1; give numbers"),
-        ({"y": np.zeros(3, int)}, r"60 nodes but y of shape \(3,\); give one class per node, or with member"),
+        ({"y": np.zeros(3, int)}, r"60 nodes but y of shape \(3,\); give one class per node, or with member \[node\] one per small graph"),
         ({"y": np.zeros(60)}, "bad.npz has y of type float64; give whole numbers or names of classes"),
         ({"y": np.arange(60) % 2, "classes": np.array("no")}, "bad.npz has 1 classes, but y goes from 0 to 1; number classes from 0"),
         ({"classes": np.array("no")}, "bad.npz has rows of class 'yes', which its classes do not name"),
