@@ -144,4 +144,7 @@ def channels_last(net: nn.Module) -> nn.Module:
     >>> channels_last(nn.Conv2d(2, 3, 5)).weight.stride()
     (50, 1, 10, 2)
     """
-    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for layer in net.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):  # not the whole network: torch refuses weights of five dimensions
+            layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return net
