@@ -5,6 +5,7 @@ Nothing here needs a network, the embedded models, or data outside the repositor
 
 import multiprocessing
 import os
+import random
 import sys
 from pathlib import Path
 
@@ -13,9 +14,17 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads cost more than they bring on networks this small
 os.environ.setdefault("ACCLIMATE_DEVICE", "cpu")
 
+import numpy as np
 import pytest
+import torch
 
 from worlds import WORDS, domain_of, network, sentences
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Every test starts from the same random state, whichever tests ran before it."""
+    torch.manual_seed(0), np.random.seed(0), random.seed(0)
 
 
 @pytest.fixture(scope="session", autouse=True)

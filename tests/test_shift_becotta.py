@@ -191,16 +191,17 @@ def test_the_discriminator_learns_the_made_domains_and_the_one_router_needs_none
 
 
 @pytest.mark.parametrize(
-    ("net", "shape", "count"),
+    ("backbone", "widths", "shape", "count"),
     [
-        (Vit(8, 2, 2, 4, 16), (3, 16, 16), 2),
-        (ConvNet(4), (3, 16, 16), 3),
-        (Segmenter(2), (3, 16, 16), 2),
-        (SeriesNet(2, 4), (2, 32), 3),
-        (Mlp(6, 8, 2), (6,), 2),
+        (Vit, (8, 2, 2, 4, 16), (3, 16, 16), 2),
+        (ConvNet, (4,), (3, 16, 16), 3),
+        (Segmenter, (4,), (3, 16, 16), 2),
+        (SeriesNet, (2, 4), (2, 32), 3),
+        (Mlp, (6, 8, 2), (6,), 2),
     ],
 )
-def test_experts_stand_after_blocks_of_every_backbone(net: nn.Module, shape: tuple, count: int) -> None:
+def test_experts_stand_after_blocks_of_every_backbone(backbone: type, widths: tuple, shape: tuple, count: int) -> None:
+    net = backbone(*widths)
     assert len(blocks(net)) == count
     learner = Learner(net, 3, head="pixels" if isinstance(net, Segmenter) else "linear").eval()
     rows = torch.rand(4, *shape)
