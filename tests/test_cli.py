@@ -226,6 +226,23 @@ def test_words_the_command_line_does_not_know_exit_2(acclimate):
         assert err.strip()
 
 
+def test_the_program_leaves_at_once_and_loses_nothing(tmp_path):
+    def said(*words):
+        done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout, done.stderr
+
+    code, out, err = said("-m", "acclimate", "methods", "--json")
+    assert (code, err) == (0, "")
+    assert len(json.loads(out)) > 100  # more than a pipe holds, and whole
+    code, out, err = said("-m", "acclimate", "merge", "nowhere", "--method", "linear", "--out", str(tmp_path / "out"))
+    assert (code, out) == (2, "")
+    assert "nowhere" in err
+    begin = "import sys, atexit, threading, time\nfrom acclimate import cli\natexit.register(print, 'at exit')\n"
+    last = "threading.Thread(target=lambda: (time.sleep(0.2), print('from a thread'))).start()\n"
+    for more, expected in (("", "at exit\n"), (last, "from a thread\nat exit\n")):
+        assert said("-c", f"{begin}{more}sys.argv = ['acclimate', 'show', 'nothing']\ncli.program()")[:2] == (2, expected)
+
+
 def test_an_error_of_our_own_is_not_hidden(monkeypatch):
     from acclimate import report
 

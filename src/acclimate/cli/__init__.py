@@ -4,8 +4,12 @@ Results go to stdout (with --json nothing else does), all else to stderr. Exit c
 2 bad input or missing surroundings, 130 interrupted (what was made is kept; run again to go on).
 """
 
+import atexit
 import gc
+import os
 import sys
+import threading
+from contextlib import suppress
 from typing import Any
 
 from ..errors import AcclimateError
@@ -21,8 +25,26 @@ def _app() -> Any:
     return commands.app
 
 
+def program() -> None:
+    """Entry point of ``acclimate``: :func:`main`, and away at once.
+
+    Taking an interpreter with torch in it apart takes over half a second, in which nothing is done that leaving does not do.
+    """
+    try:
+        main()
+    except SystemExit as end:
+        code = end.code
+        if not isinstance(code, int) or any(one is not threading.main_thread() and not one.daemon for one in threading.enumerate()):
+            raise  # it has something to say, or someone still works
+        with suppress(OSError):  # nobody reads any more
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
 def main() -> None:
-    """Entry point of ``acclimate``."""
+    """The program; raises SystemExit with its exit code."""
     gc.set_threshold(50_000, 20, 50)  # imports make many objects and no garbage: looking for it costs a tenth of the start
     app = _app()
     try:

@@ -240,7 +240,7 @@ class _Engine:
         if not all(np.isfinite(squares)):
             _refuse(work, every, first)
         given: dict[str, Any] = {"base": base, "tuned": tuned, "seen": seen}
-        if "generator" in work.method.needs():
+        if "generator" in work.method.asked():
             given["generator"] = np.random.Generator(np.random.SFC64([self.seed, zlib.crc32(work.name.encode()), first // CHUNK]))
         merged = work.method.merge(**{word: given[word] for word in work.method.asked()}).reshape(-1)
         stored = merged.to(work.dtype)

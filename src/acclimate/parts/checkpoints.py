@@ -57,6 +57,9 @@ def combine(changes: Tensor, weights: Tensor, *, elect: str = "sum", mean: bool 
         return torch.tensordot(shares, changes, dims=1)
     alike = set(each) == {1.0}
     changes = changes if alike else changes.mul_(weights)
+    if elect == "sum" and not mean:  # half the sum, and half the sum of magnitudes with its sign: that is what agrees with it
+        total = _sum(changes)
+        return total.add_(torch.copysign(_sum(changes.abs_()), total)).mul_(0.5)
     sign = elected(changes, elect)
     agreed = changes.mul_(sign).relu_()
     total = _sum(agreed).mul_(sign)
@@ -80,21 +83,26 @@ def gram(vectors: Tensor) -> Tensor:
     return (flat @ flat.T).double()
 
 
-def thinned(changes: Tensor, kept: Tensor, chances: Tensor, rescale: str) -> Tensor:
-    """Changes [model, *shape] times ``kept`` (0 or 1 each), in place, scaled up for what was dropped.
+def thinned(changes: Tensor, generator: np.random.Generator, chances: Tensor, rescale: str, order: Tensor | None = None) -> Tensor:
+    """Changes [model, *shape], each kept with its chance and else 0, in place, scaled up for what was dropped.
 
+    chances: broadcast over the changes; with ``order`` (the columns of each row [model, *shape]) over the columns in that order.
     rescale: ``probability`` divides by each one's chance to be kept, ``norm`` brings back the sum of magnitudes of each model's tensor (or
     chunk of it), ``none`` leaves them.
 
-    >>> thinned(torch.tensor([[1.0, 3.0]]), torch.tensor([[0.0, 1.0]]), torch.tensor([[0.5]]), "norm")
+    >>> changes, generator = torch.tensor([[1.0, 3.0]]), np.random.default_rng(0)
+    >>> thinned(changes, generator, torch.tensor([[0.0, 1.0]]), "norm")
     tensor([[0., 4.]])
     """
+    shares = drawn(generator, chances, changes.shape)
     if rescale == "probability":
-        return changes.mul_(kept).div_(chances.clamp(min=1e-6))
-    if rescale == "none":
-        return changes.mul_(kept)
+        shares.div_(chances.clamp(min=1e-6))
+    if order is not None:
+        shares = torch.empty_like(shares).scatter_(-1, order, shares)
+    if rescale != "norm":
+        return changes.mul_(shares)
     before = changes.abs().flatten(1).sum(1)
-    after = changes.mul_(kept).abs().flatten(1).sum(1)
+    after = changes.mul_(shares).abs().flatten(1).sum(1)
     return changes.mul_(torch.where(after > 0, before / after, 1.0).view(-1, *[1] * (changes.ndim - 1)))
 
 

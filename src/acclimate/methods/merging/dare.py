@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ...kinds import Merge
 from ...method import Setting
-from ...parts.checkpoints import combine, drawn, per_model, thinned
+from ...parts.checkpoints import combine, per_model, thinned
 
 
 class Dare(Merge):
@@ -44,6 +44,6 @@ class Dare(Merge):
         """base [*shape], tuned [model, *shape] -> [*shape]."""
         changes, keep = tuned - base, per_model(self.keep, tuned, "keep")
         if min(self.keep) < 1:
-            thinned(changes, drawn(generator, keep, changes.shape), keep, self.rescale)
+            thinned(changes, generator, keep, self.rescale)
         merged = combine(changes, per_model(self.weights, tuned), elect=self.elect, mean=self.normalize)
         return merged.mul_(self.scale).add_(base)

@@ -26,8 +26,8 @@ from ...errors import AcclimateError
 from ...kinds import Merge
 from ...method import Setting
 from ...parts import thresholds
-from ...parts.checkpoints import combine, drawn, elected, per_model, positive, thinned
-from ...parts.ranks import row_ranks
+from ...parts.checkpoints import combine, elected, per_model, positive, thinned
+from ...parts.ranks import row_order
 
 
 class Della(Merge):
@@ -76,22 +76,22 @@ class Della(Merge):
         return (seen[0].cumsum(1) - (seen[0] + 1) / 2) / (seen[0].sum(1, keepdim=True) - 1).clamp(min=1) if seen else None
 
     def chances(self, changes: Tensor, seen: Tensor | None) -> Tensor:
-        """Probability that each change is kept [model, *shape]."""
+        """Probability that each change is kept [model, *shape]; of ranks within rows, for each rank [model, 1, column]."""
         if self.by == "magnitude":
             size = changes.abs()
             place = size / size.amax(-1, keepdim=True).clamp(min=1e-30)
         elif seen is not None:
             place = torch.stack([row[b] for row, b in zip(seen, thresholds.upper(changes).long(), strict=True)])
         else:
-            place = row_ranks(changes).div_(max(1, changes.shape[-1] - 1))
+            place = torch.arange(changes.shape[-1]).expand(1, 1, -1) / max(1, changes.shape[-1] - 1)
         window, drop = per_model(self.window, changes, "window"), per_model(self.drop, changes, "drop")
-        return place.to(changes.dtype).mul_(window).add_(1 - drop - window / 2)
+        return (1 - drop - window / 2) + place.to(changes.dtype) * window
 
     def merge(self, base: Tensor, tuned: Tensor, seen: Tensor | None, generator: np.random.Generator) -> Tensor:
         """base [row, column], tuned [model, row, column] -> [row, column]."""
         changes = tuned - base
-        chances = self.chances(changes, seen)
-        thinned(changes, drawn(generator, chances, changes.shape), chances, self.rescale)
+        order = row_order(changes) if self.by == "rank" and seen is None else None
+        thinned(changes, generator, self.chances(changes, seen), self.rescale, order)
         weights = per_model(self.weights, tuned)
         scale: float | Tensor = self.scale
         if self.adaptive:
