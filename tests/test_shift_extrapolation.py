@@ -85,6 +85,18 @@ def test_the_filter_keeps_rows_whose_class_scores_best():
     assert [origin["row"] for origin in found["provenance"]["sketch"][:3]] == (plain.x[:5, 0] <= middle).nonzero()[:, 0].tolist()
 
 
+def test_texts_become_rows_and_are_kept_with_them():
+    def written(prompt, count, seed):
+        return [f"{prompt} {n}" for n in range(count)]
+
+    found = made(draw=written, encode=lambda texts: [[len(text), 1.0] for text in texts])
+    sketch = found["synthetic"][0]
+    assert [origin["text"] for origin in found["provenance"]["sketch"]][4:6] == ["cat in the domain sketch 4", "dog in the domain sketch 0"]
+    assert sketch.x[:, 0].tolist() == [len(origin["text"]) for origin in found["provenance"]["sketch"]]
+    with pytest.raises(AcclimateError, match="encode is needed"):
+        made(draw=written)
+
+
 def test_without_any_data_a_model_learns_the_classes():
     found = made(domains=[], settings={"k_domains": 3, "per_class": 20})
     assert found["all"] == found["synthetic"]

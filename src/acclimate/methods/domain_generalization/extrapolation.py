@@ -4,7 +4,8 @@ Li et al. 2024, "Beyond Finite Data: Towards Data-free Out-of-distribution Gener
 https://arxiv.org/abs/2403.05523
 For classes that a language model and a generator know, where real domains are few (single source) or absent (data-free). Of no use where
 the generator draws a class wrongly, or draws all domains alike. Both are callables of yours: ``ask(text) -> reply``, and ``draw(prompt,
-count, seed) -> x [row, *shape]``; a scripted list and a procedural generator will do where they are declared. Any method of this room then
+count, seed) -> x [row, *shape]``, or texts, which ``encode(texts) -> x`` makes rows of (the language model itself may write them); a
+scripted list and a procedural generator will do where they are declared. Any method of this room then
 learns from the pools, each new domain being one environment; data-free learning takes the new ones alone. All rows say what they were made
 of. The numbers of domains and rows were not to be found published; the training is left to the shift engine.
 
@@ -56,6 +57,7 @@ class Extrapolation(Strategy):
         domains: Sequence[Pool] = (),
         ask: Callable[[str], str] | None = None,
         draw: Callable[[str, int, int], Any] | None = None,
+        encode: Callable[[list[str]], Any] | None = None,
         makers: str = "",
         embed: Embed | None = None,
         score: Callable[[Any], Any] | None = None,
@@ -80,13 +82,18 @@ class Extrapolation(Strategy):
             seed = int(np.random.default_rng([tools.seed, 92, number]).integers(2**31))
             for label in shown:
                 prompt = self._said(ask, f"Write one line that asks a generator for {classes[label]} in the domain {domain}.", told)
-                made = torch.as_tensor(draw(prompt, self.per_class, seed))
+                drawn = draw(prompt, self.per_class, seed)
+                texts = list(drawn) if len(drawn) and isinstance(drawn[0], str) else []
+                if texts and encode is None:
+                    raise AcclimateError("draw gives texts, so encode is needed too: texts -> rows [row, *shape]")
+                made = torch.as_tensor(encode(texts) if texts and encode else drawn)
                 kept = torch.as_tensor(score(made)).argmax(1) == label if self.filter and score else torch.ones(len(made), dtype=torch.bool)
                 told["dropped"] |= {f"{domain}: {classes[label]}": f"{int((~kept).sum())} rows unlike it"} if not kept.all() else {}
                 x.setdefault(domain, []).append(made[kept])
                 y.setdefault(domain, []).append(torch.full((int(kept.sum()),), label))
                 origin = {"prompt": prompt, "model": makers, "seed": seed, "class": classes[label]}
-                rows.setdefault(domain, []).extend({**origin, "row": row} for row in kept.nonzero()[:, 0].tolist())
+                own = [{**origin, "row": row, **({"text": texts[row]} if texts else {})} for row in kept.nonzero()[:, 0].tolist()]
+                rows.setdefault(domain, []).extend(own)
         pools = [Pool(domain, torch.cat(x[domain]), torch.cat(y[domain])) for domain in x if rows[domain]]
         return {"all": [*domains, *pools], "synthetic": pools, "provenance": rows, **told}
 
