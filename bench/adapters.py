@@ -47,7 +47,7 @@ def make(folder: Path, args: argparse.Namespace) -> None:
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
-    from acclimate.engines.bank import Bank
+    from acclimate.engines.adapters.bank import Bank
     from acclimate.model import Model
 
     net = base_net(args.hidden, args.layers)
@@ -77,7 +77,7 @@ def loaded(way: str, folder: Path, args: argparse.Namespace, net: Any = None) ->
     if way == "base":
         return net
     if way == "ours":
-        from acclimate.engines.bank import Bank
+        from acclimate.engines.adapters.bank import Bank
 
         return Bank(folder / "bank").load_onto(Model("base", net, None, "causal", str(folder / "base")), names).net
     from peft import PeftModel

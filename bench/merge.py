@@ -1,6 +1,6 @@
 """Merging against mergekit: three models of about 0.23 billion weights in bf16, both as whole commands, in turn; and a large merge.
 
-    python bench/merge.py [--rounds 3] [--layers 14] [--methods linear slerp ties dare della] [--large]
+    python bench/merge.py [--rounds 3] [--layers 14] [--methods linear slerp ties dare della] [--large] [--mergekit VENV/bin]
 
 Wall and processor seconds and peak memory of each command (interpreter start and imports included), ratios per round, and how far the two
 outputs are apart. DARE and DELLA draw at random, so their outputs are compared by the mean size of the changes. ``--large`` merges
@@ -101,8 +101,8 @@ def ours(folder: Path, method: str, out: Path) -> list[str]:
     ]
 
 
-def theirs(folder: Path, method: str, out: Path) -> list[str]:
-    """mergekit's command for the same merge."""
+def theirs(folder: Path, method: str, out: Path, tools: Path) -> list[str]:
+    """mergekit's command for the same merge, of the environment whose programs are in ``tools``."""
     lines = [f"merge_method: {THEIRS[method]}", "dtype: bfloat16", "models:"]
     each = {"linear": [0.5, 0.3, 0.2]}.get(method, [1.0] * 3)
     for i, weight in enumerate(each[: 2 if method == "slerp" else 3], 1):
@@ -113,8 +113,7 @@ def theirs(folder: Path, method: str, out: Path) -> list[str]:
     lines += [f"base_model: {folder}/{'m1' if method == 'slerp' else 'base'}"] if method != "linear" else []
     lines += ["parameters:", "  t: 0.4"] if method == "slerp" else []
     (folder / f"{method}.yaml").write_text("\n".join(lines) + "\n")
-    tool = str(Path(sys.executable).parent / "mergekit-yaml")
-    return [tool, str(folder / f"{method}.yaml"), str(out), "--no-copy-tokenizer", "--no-write-model-card"]
+    return [str(tools / "mergekit-yaml"), str(folder / f"{method}.yaml"), str(out), "--no-copy-tokenizer", "--no-write-model-card"]
 
 
 LAUNCH = """
@@ -214,6 +213,9 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=14)
     parser.add_argument("--methods", nargs="+", default=list(GOALS), choices=list(GOALS))
     parser.add_argument("--large", action="store_true", help="also merge 2 billion weights under 1.5 GB")
+    parser.add_argument(
+        "--mergekit", type=Path, default=Path(sys.executable).parent, help="folder of mergekit-yaml; this python's own if not given"
+    )
     parser.add_argument("--folder", type=Path, help="where the models go; a temporary folder if not given")
     options = parser.parse_args()
     root = options.folder or Path(tempfile.mkdtemp(prefix="merge-bench-"))
@@ -227,7 +229,7 @@ def main() -> None:
         rows: dict[str, list] = {"ours": [], "theirs": []}
         for _ in range(options.rounds):
             load.append(round(os.getloadavg()[0], 2))
-            rows["theirs"].append(timed(theirs(root, method, root / "theirs"), root / "theirs"))
+            rows["theirs"].append(timed(theirs(root, method, root / "theirs", options.mergekit), root / "theirs"))
             rows["ours"].append(timed(ours(root, method, root / "ours"), root / "ours"))
         found = {"goal_wall": GOALS[method]}
         for key in ("wall", "cpu", "peak_memory_bytes"):

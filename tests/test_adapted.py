@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import acclimate
-from acclimate.engines import adapted as engine
-from acclimate.engines.adapted import open_model
-from acclimate.engines.checkpoint import Buffer
+from acclimate.engines.merging import adapted as engine
+from acclimate.engines.merging.adapted import open_model
+from acclimate.engines.merging.checkpoint import Buffer
 from acclimate.errors import AcclimateError
 from acclimate.files import read_json, write_json
 from acclimate.model import Model

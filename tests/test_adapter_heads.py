@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from acclimate.checks import tiny as small
-from acclimate.engines.bank import Bank
+from acclimate.engines.adapters.bank import Bank
 from acclimate.engines.staged import Stage, fit
 from acclimate.engines.terms import Term
 from acclimate.errors import AcclimateError

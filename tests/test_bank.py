@@ -9,10 +9,10 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from acclimate.engines.bank import KEEPER, Bank, prototypes
+from acclimate.engines.adapters.bank import KEEPER, Bank, prototypes
+from acclimate.engines.adapters.resident import Resident
 from acclimate.engines.generate import generate
-from acclimate.engines.patches import Low, Patch
-from acclimate.engines.resident import Resident
+from acclimate.engines.merging.patches import Low, Patch
 from acclimate.errors import AcclimateError
 from acclimate.method import load
 from acclimate.model import Injected, Model
@@ -400,9 +400,8 @@ def test_the_longest_unused_is_dropped_over_the_budget(base, bank, tmp_path):
 
 
 def test_two_processes_that_add_at_once_keep_both(base, bank, tmp_path, child):
-    code = (
-        "from acclimate.engines.bank import Bank\nfor i in range(4):\n    Bank(folder).add(f'{name}{i}', source, metadata={'by': name})\n"
-    )
+    code = "from acclimate.engines.adapters.bank import Bank\n"
+    code += "for i in range(4):\n    Bank(folder).add(f'{name}{i}', source, metadata={'by': name})\n"
     running = [child(code, wait=False, folder=str(bank.folder), source=str(tmp_path / name), name=name) for name in "ab"]
     for process in running:
         process.join(60)
@@ -416,7 +415,7 @@ def test_a_process_killed_while_it_adds_leaves_the_old_bank(base, bank, tmp_path
     peft_adapter(base.copy().net, tmp_path / "new", 9)
     code = (
         "import os, signal, shutil\n"
-        "from acclimate.engines import bank\n"
+        "from acclimate.engines.adapters import bank\n"
         "def killed(*_, **__):\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "setattr(shutil if place == 'copyfile' else bank, place, killed)\n"

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 import acclimate
 from acclimate.cli import main
-from acclimate.engines.adapted import Adapted, open_model
+from acclimate.engines.merging.adapted import Adapted, open_model
 from acclimate.errors import AcclimateError
 from acclimate.files import read_json, write_json
 from acclimate.model import Model

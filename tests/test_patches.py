@@ -7,8 +7,8 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 
-from acclimate.engines.patches import Patch, changes, combine, differences, distance, fold, grown, save_stack, stack
-from acclimate.engines.porting import Portable, gaps
+from acclimate.engines.merging.patches import Patch, changes, combine, differences, distance, fold, grown, save_stack, stack
+from acclimate.engines.merging.porting import Portable, gaps
 from acclimate.errors import AcclimateError
 from acclimate.experiments.fixture import tiny_model
 from acclimate.files import read_json
@@ -289,7 +289,7 @@ def test_a_portable_patch_goes_to_a_later_version(base, tmp_path):
 
 
 def test_rows_of_tokens_follow_their_tokens(base):
-    from acclimate.engines.patches import Low
+    from acclimate.engines.merging.patches import Low
 
     size, rank = base.net.get_input_embeddings().weight.shape[0], 2
     factors = Low(torch.randn(size, rank, generator=torch.Generator().manual_seed(0)), torch.ones(rank, 32))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from acclimate.domain import Domain, Task
-from acclimate.engines.patches import changes
+from acclimate.engines.merging.patches import changes
 from acclimate.errors import AcclimateError
 from acclimate.experiments import load as experiment
 from acclimate.experiments.fixture import documents, tiny_model

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import acclimate
-from acclimate.engines import requantised
-from acclimate.engines.adapted import open_model
-from acclimate.engines.checkpoint import Buffer, Checkpoint
+from acclimate.engines.merging import requantised
+from acclimate.engines.merging.adapted import open_model
+from acclimate.engines.merging.checkpoint import Buffer, Checkpoint
 from acclimate.errors import AcclimateError
 from acclimate.parts import quantisation as q
 from worlds import model_of, network

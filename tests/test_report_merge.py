@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from acclimate import execute, report
-from acclimate.engines import merging
-from acclimate.engines.adapted import open_model
+from acclimate.engines.merging import planning
+from acclimate.engines.merging.adapted import open_model
 from acclimate.engines.pareto import pareto
 from acclimate.engines.search import search
 from acclimate.errors import AcclimateError
@@ -241,9 +241,9 @@ def test_requantised_and_moved_tensors_have_columns(ran):
 
 
 def test_a_merge_writes_its_page_beside_its_facts(family, tmp_path):
-    part = merging.Slice(tuple((open_model(str(family / name)), 0) for name in "ab"), (open_model(str(family / "base")), 0))
-    made = merging.plan([part], lambda name, place, number: load("merging.task_arithmetic"), method="merging.task_arithmetic")
-    found = merging.run(made, tmp_path / "out", page=merge_page)
+    part = planning.Slice(tuple((open_model(str(family / name)), 0) for name in "ab"), (open_model(str(family / "base")), 0))
+    made = planning.plan([part], lambda name, place, number: load("merging.task_arithmetic"), method="merging.task_arithmetic")
+    found = planning.run(made, tmp_path / "out", page=merge_page)
     html = (tmp_path / "out/merge.html").read_text()
     text = read(html).text
     assert html.count("<svg") == 2
@@ -260,9 +260,9 @@ def test_encoders_with_decoders_have_their_layers_side_by_side(tokenizer, tmp_pa
         net = network("t5", tokenizer, seed)
         net.save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
-    part = merging.Slice(tuple((open_model(str(tmp_path / name)), 0) for name in "ab"))
-    made = merging.plan([part], lambda name, place, number: load("merging.linear"), method="merging.linear")
-    facts = condense(merging.run(made, tmp_path / "out", check=False))
+    part = planning.Slice(tuple((open_model(str(tmp_path / name)), 0) for name in "ab"))
+    made = planning.plan([part], lambda name, place, number: load("merging.linear"), method="merging.linear")
+    facts = condense(planning.run(made, tmp_path / "out", check=False))
     assert facts["stacks"] == {"decoder.block.": 2, "encoder.block.": 2}
     assert [row["place"] for row in facts["layers"] if row["role"] == "attention"] == [
         f"{stack}.block.{layer}" for stack in ("decoder", "encoder") for layer in (0, 1)

@@ -13,9 +13,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from acclimate.engines import layout, tensors
-from acclimate.engines.checkpoint import Checkpoint, read_header
-from acclimate.engines.tensors import Part, Work, merge, merge_in_memory
+from acclimate.engines.merging import layout, tensors
+from acclimate.engines.merging.checkpoint import Checkpoint, read_header
+from acclimate.engines.merging.tensors import Part, Work, merge, merge_in_memory
 from acclimate.errors import AcclimateError
 from acclimate.method import load, names
 
@@ -187,8 +187,8 @@ def test_facts_of_a_tensor(models, tmp_path):
 MEMORY = """
 import resource, sys
 from pathlib import Path
-from acclimate.engines.checkpoint import Checkpoint
-from acclimate.engines.tensors import Part, Work, forecast, merge
+from acclimate.engines.merging.checkpoint import Checkpoint
+from acclimate.engines.merging.tensors import Part, Work, forecast, merge
 from acclimate.method import load
 folder = Path(sys.argv[1])
 opened = [Checkpoint.open(str(folder / name)) for name in ("base", "m1", "m2")]
@@ -222,9 +222,9 @@ def test_a_merge_needs_less_memory_than_one_input(name, tmp_path):
 SLOW = """
 import sys, time
 from pathlib import Path
-from acclimate.engines import layout
-from acclimate.engines.checkpoint import Checkpoint
-from acclimate.engines.tensors import Part, Work, merge
+from acclimate.engines.merging import layout
+from acclimate.engines.merging.checkpoint import Checkpoint
+from acclimate.engines.merging.tensors import Part, Work, merge
 from acclimate.method import load
 write = layout.Layout.write
 def slowly(self, *given):

@@ -46,7 +46,7 @@ def forecast(recipe: Recipe) -> dict[str, Any]:
             rows.append({"name": step.name, "trains": "a strategy: several steps, each probed when it runs", **nothing})
             continue
         if isinstance(step.method, Merge):
-            from .engines.tensors import chunks
+            from .engines.merging.tensors import chunks
 
             memory = chunks(len(step.tuned) + 1, os.cpu_count() or 1)
             rows.append({"name": step.name, "trains": "a merge: streamed from disk", "tokens": 0, "memory_bytes": memory, "seconds": 0.0})

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .engines import merging
-from .engines.adapted import open_model
+from .engines.merging import planning
+from .engines.merging.adapted import open_model
 from .errors import AcclimateError, nearest
 from .kinds import Merge
 from .merges import checked, read_config
@@ -44,7 +44,7 @@ SHARED = {  # parameters of the whole merge -> our setting
 EACH = {"weight": "weights", "density": "keep", "gamma": "outliers", "epsilon": "window", "scale": "weights"}  # of each model -> our list
 
 
-def read(path: str | Path, *, dtype: str = "", tokenizer: str = "") -> tuple[merging.Plan, dict[str, Any]]:
+def read(path: str | Path, *, dtype: str = "", tokenizer: str = "") -> tuple[planning.Plan, dict[str, Any]]:
     """Plan the merge that a mergekit YAML file describes.
 
     Raises AcclimateError, naming the key, for what is unknown or unsupported; nothing is ignored in silence.
@@ -58,7 +58,7 @@ def read(path: str | Path, *, dtype: str = "", tokenizer: str = "") -> tuple[mer
     if source not in ("", "base", "union"):
         raise AcclimateError(f"{path}: tokenizer_source {source!r} is not supported; choose base or union")
     kind = dtype or data.get("out_dtype") or data.get("dtype") or ""
-    made = merging.plan(config.slices, config.choose, dtype=kind, tokenizer=tokenizer or source, method=f"merging.{config.ours}")
+    made = planning.plan(config.slices, config.choose, dtype=kind, tokenizer=tokenizer or source, method=f"merging.{config.ours}")
     template = data.get("chat_template")
     if template not in (None, "auto"):
         raise AcclimateError(f"{path}: chat_template {template!r} is not supported; only auto, the base's own")
@@ -122,11 +122,11 @@ class _Config:
             "length": lengths.pop() if lengths else None,
         }
 
-    def _slice(self, part: dict[str, Any]) -> merging.Slice:
+    def _slice(self, part: dict[str, Any]) -> planning.Slice:
         def place(source: dict[str, Any]) -> tuple[Any, int]:
             return self._open(source["model"]), (source.get("layer_range") or [0])[0]
 
-        return merging.Slice(tuple(map(place, part["tuned"])), place(part["base"]) if part["base"] else None, part["length"])
+        return planning.Slice(tuple(map(place, part["tuned"])), place(part["base"]) if part["base"] else None, part["length"])
 
     def _open(self, ref: str) -> Any:
         if ref not in self.opened:

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from .engines import merging
-from .engines.adapted import open_model
-from .engines.tensors import SHARD
+from .engines.merging import planning
+from .engines.merging.adapted import open_model
+from .engines.merging.tensors import SHARD
 from .errors import AcclimateError
 from .files import read_yaml, yaml_text
 from .kinds import Merge
@@ -74,7 +74,7 @@ def merge(
     from .report.merge_page import merge_page
 
     page = merge_page if check else None
-    return merging.run(made, out, seed=seed, workers=workers, shard=shard, check=check, resume=resume, notes=notes, page=page)
+    return planning.run(made, out, seed=seed, workers=workers, shard=shard, check=check, resume=resume, notes=notes, page=page)
 
 
 def extract(tuned: str, base: str, out: str | Path, *, rank: int = 0, energy: float = 0.0) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def extract(tuned: str, base: str, out: str | Path, *, rank: int = 0, energy: fl
 
     Norms and embeddings that changed are kept whole. Gives the folder, the ranks, and the share of the change that the adapter holds.
     """
-    from .engines.patches import Patch, differences
+    from .engines.merging.patches import Patch, differences
     from .model import Model
 
     if not rank and not 0 < energy <= 1:
@@ -125,8 +125,8 @@ def combine(
 
     Raises AcclimateError for adapters of several bases, or of another make.
     """
-    from .engines import combining
-    from .engines.adapted import Adapted
+    from .engines.merging import combining
+    from .engines.merging.adapted import Adapted
 
     refs, given = list(adapters), dict(settings or {})
     if not refs:
@@ -196,7 +196,7 @@ def checked(method: Merge, models: int, has_base: bool) -> None:
 
 def _plan(
     method: Merge, refs: list[str], base: str, per_tensor: Callable[[str], dict[str, Any]] | None, dtype: str, tokenizer: str
-) -> tuple[merging.Plan, dict[str, Any]]:
+) -> tuple[planning.Plan, dict[str, Any]]:
     checked(method, len(refs), bool(base))
     opened = [open_model(ref) for ref in refs]
     start = open_model(base) if base and "base" in method.asked() else None
@@ -209,9 +209,9 @@ def _plan(
             made[key] = type(method)(**{**method.values(), **own}) if own else method
         return made[key]
 
-    part = merging.Slice(tuple((model, 0) for model in opened), (start, 0) if start else None)
+    part = planning.Slice(tuple((model, 0) for model in opened), (start, 0) if start else None)
     notes = {"settings": yaml_text({"method": method.name, "models": refs, **({"base": base} if base else {}), "with": method.values()})}
-    return merging.plan([part], choose, dtype=dtype, tokenizer=tokenizer, method=method.name), notes
+    return planning.plan([part], choose, dtype=dtype, tokenizer=tokenizer, method=method.name), notes
 
 
 def _method(method: str | Merge, settings: dict[str, Any]) -> Merge:

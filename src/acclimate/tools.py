@@ -264,7 +264,7 @@ class Tools:
 
     def _saved(self, model: "Model", work: Path) -> str:
         """Where a model's weights are on disk; one that is in memory alone is saved first."""
-        from .engines.checkpoint import Checkpoint
+        from .engines.merging.checkpoint import Checkpoint
         from .model import embedded
 
         if model.adapted or (

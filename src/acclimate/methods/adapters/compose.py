@@ -15,7 +15,7 @@ Left out: the penalty that holds a fusion's value matrix near the identity (``Fu
 from typing import Annotated, Any
 
 from ...domain import Domain
-from ...engines.factors import held, put_factors
+from ...engines.adapters.factors import held, put_factors
 from ...errors import AcclimateError
 from ...kinds import Strategy
 from ...method import Setting, load

@@ -23,7 +23,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from ...domain import Domain
-from ...engines.patches import distance
+from ...engines.merging.patches import distance
 from ...errors import AcclimateError
 from ...kinds import Merge, Strategy
 from ...method import Setting, load

@@ -21,8 +21,8 @@ from typing import Annotated, Any
 import numpy as np
 
 from ...domain import Domain
-from ...engines.patches import Patch
-from ...engines.porting import Portable, check, gaps
+from ...engines.merging.patches import Patch
+from ...engines.merging.porting import Portable, check, gaps
 from ...engines.score import solve
 from ...errors import AcclimateError
 from ...kinds import Strategy

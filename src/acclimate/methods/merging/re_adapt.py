@@ -23,7 +23,7 @@ from typing import Annotated, Any
 from torch import Tensor
 
 from ...domain import Domain
-from ...engines.patches import Patch, changes, differences, fold, grown
+from ...engines.merging.patches import Patch, changes, differences, fold, grown
 from ...errors import AcclimateError
 from ...kinds import Strategy
 from ...method import Setting, load

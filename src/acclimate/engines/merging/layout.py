@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..files import write_text
+from ...files import write_text
 from .checkpoint import CODES, INDEX
 
 if TYPE_CHECKING:

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import AcclimateError
-from ..files import atomic_dir
-from ..model import Model, quiet
-from ..model.tables import tables, tied
-from ..parts.low_rank import add, shorten, split
+from ...errors import AcclimateError
+from ...files import atomic_dir
+from ...model import Model, quiet
+from ...model.tables import tables, tied
+from ...parts.low_rank import add, shorten, split
 
 Change = tuple[str, Tensor]
 PREFIX = "base_model.model."
@@ -241,7 +241,7 @@ class Patch:
 
     def peft(self, net: Any, scale: float = 1.0) -> Any:
         """Peft's LoraConfig: one rank where all layers have the same, else a pattern by layer."""
-        from ..parts.peft_targets import lora_config
+        from ...parts.peft_targets import lora_config
 
         ranks = {path: low.b.shape[1] for path, low in self.low.items()}
         alphas = {path: scale * low.scale * ranks[path] for path, low in self.low.items()}
@@ -318,7 +318,7 @@ def combine(patches: Sequence[tuple[Patch, float]], *, rank: int = 0, energy: fl
 
 def save_stack(base: Model, patches: Mapping[str, tuple[Patch, float]], folder: str | Path) -> Path:
     """Each patch as an adapter of its own that plain peft loads, at scale 1, and ``scales.json`` with the scale of each by its name."""
-    from ..files import write_json
+    from ...files import write_json
 
     with atomic_dir(folder) as temporary:
         for name, (patch, _) in patches.items():

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import AcclimateError
-from ..parts import quantisation as q
+from ...errors import AcclimateError
+from ...parts import quantisation as q
 from .checkpoint import Buffer, Checkpoint, Slot
 
 Read = Callable[[Slot, int, int], Tensor]  # entries of a stored tensor, in its own type

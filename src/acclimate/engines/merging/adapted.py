@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import AcclimateError
-from ..files import cache_dir, digest, file_digest, read_json, write_json
-from ..parts.peft_targets import lora_scale
+from ...errors import AcclimateError
+from ...files import cache_dir, digest, file_digest, read_json, write_json
+from ...parts.peft_targets import lora_scale
 from .checkpoint import EMBEDDINGS, HEADS, Buffer, Checkpoint, Slot, place, read_header
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -347,7 +347,7 @@ def _is_base(opened: Adapted, slot: Slot, name: str) -> bool:
 
 def _same_base(ref: str, name: str, base: Checkpoint, fingerprint: str) -> None:
     """The weights an adapter was trained on, by their hash; kept in the cache by the files' own hash."""
-    from ..model import Model
+    from ...model import Model
 
     folder = place(name)
     now = read_json(folder / "acclimate.json").get("fingerprint") if (folder / "acclimate.json").exists() else None

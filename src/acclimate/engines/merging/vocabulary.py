@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import AcclimateError
-from ..files import read_json
+from ...errors import AcclimateError
+from ...files import read_json
 from .checkpoint import EMBEDDINGS, HEADS, Checkpoint, Slot
 
 CHOICES = ("", "base", "union")

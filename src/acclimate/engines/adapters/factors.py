@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import AcclimateError, nearest
-from ..files import read_json
-from ..method import load
-from ..model import Injected
-from ..model.roles import find
-from ..parts.peft_targets import lora_scale
-from .adapted import CONFIG, PREFIX, WEIGHTS, readable
+from ...errors import AcclimateError, nearest
+from ...files import read_json
+from ...method import load
+from ...model import Injected
+from ...model.roles import find
+from ...parts.peft_targets import lora_scale
+from ..merging.adapted import CONFIG, PREFIX, WEIGHTS, readable
 
 HELD = {"lora_embedding": "LoRA of embeddings", "lora_magnitude_vector": "DoRA", "lora_B.bias": "LoRA with biases"}
 MEND = "fold it into a model of its own (Model.load, copy, save), or train plain LoRA of linear layers"

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import AcclimateError
-from ..files import digest, file_digest, read_json
-from ..model import Injected, Model, quiet
-from ..model.adapter_files import CONFIG, WEIGHTS, restore
+from ...errors import AcclimateError
+from ...files import digest, file_digest, read_json
+from ...model import Injected, Model, quiet
+from ...model.adapter_files import CONFIG, WEIGHTS, restore
 from .factors import put_factors, read_tensors, same_layers, stored
 
 FILES = {"peft": ("adapter_config.json", "adapter_model.safetensors"), "acclimate": (CONFIG, WEIGHTS)}

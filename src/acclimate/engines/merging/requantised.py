@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..progress import bar
+from ...progress import bar
 from .checkpoint import Buffer, Checkpoint, Slot, read_header
 from .quantised import Packed, reader
 from .tensors import CHUNK, Part, Work

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import AcclimateError
-from ..files import atomic_dir, read_json, write_json
-from ..model import Model, quiet, tokenizer_fingerprint
-from ..parts.low_rank import add, singular_values, sizes
-from ..parts.peft_targets import lora_scale
+from ...errors import AcclimateError
+from ...files import atomic_dir, read_json, write_json
+from ...model import Model, quiet, tokenizer_fingerprint
+from ...parts.low_rank import add, singular_values, sizes
+from ...parts.peft_targets import lora_scale
 from .patches import Low, Patch, differences
 
 RECORD = "patch.json"

@@ -3,9 +3,9 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ..errors import AcclimateError
-from ..model import Injected, Model
-from ..model.composition import Rows
+from ...errors import AcclimateError
+from ...model import Injected, Model
+from ...model.composition import Rows
 from .banked import hash_of, put, size
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import AcclimateError
-from ..files import atomic_dir, read_json, write_json
-from ..kinds import Merge
-from ..parts import low_rank
-from ..progress import bar
+from ...errors import AcclimateError
+from ...files import atomic_dir, read_json, write_json
+from ...kinds import Merge
+from ...parts import low_rank
+from ...progress import bar
 from .adapted import PREFIX, WEIGHTS, Adapted
 from .checkpoint import EMBEDDINGS, HEADS, Checkpoint, place
 from .vocabulary import copy_files

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from ..errors import AcclimateError
-from ..files import digest, lock, read_json, write_json, write_text
-from ..kinds import Merge
-from ..parts.layer_groups import LAYER
-from ..progress import say
+from ...errors import AcclimateError
+from ...files import digest, lock, read_json, write_json, write_text
+from ...kinds import Merge
+from ...parts.layer_groups import LAYER
+from ...progress import say
 from .checkpoint import HEADS, Checkpoint, Slot
 from .layout import JOURNAL
 from .requantised import memory as memory_to_requantise
@@ -180,7 +180,7 @@ def prove(folder: Path, size: int) -> dict[str, Any]:
     """
     import psutil
 
-    from ..model import Model, kind_of
+    from ...model import Model, kind_of
 
     if size * 1.5 > psutil.virtual_memory().available:
         return {"finite": None, "why": "the model does not fit in memory"}

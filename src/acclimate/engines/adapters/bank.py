@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..errors import AcclimateError, nearest
-from ..files import atomic_dir, atomic_file, lock, read_json, write_json
-from ..model import Model
-from ..model.roles import linear, widths
+from ...errors import AcclimateError, nearest
+from ...files import atomic_dir, atomic_file, lock, read_json, write_json
+from ...model import Model
+from ...model.roles import linear, widths
 from .banked import FILES, answers, check, hash_of, kind_of
 from .resident import Resident
 

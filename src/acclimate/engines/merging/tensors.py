@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import AcclimateError
-from ..kinds import Merge
-from ..progress import bar
+from ...errors import AcclimateError
+from ...kinds import Merge
+from ...progress import bar
 from .checkpoint import Buffer, Checkpoint, Slot
 from .layout import JOURNAL, Layout, journal, prepare
 

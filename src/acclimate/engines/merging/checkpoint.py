@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import AcclimateError, nearest
-from ..files import cache_dir, digest, file_digest, read_json, write_json
+from ...errors import AcclimateError, nearest
+from ...files import cache_dir, digest, file_digest, read_json, write_json
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn,
@@ -181,7 +181,7 @@ class Buffer:
 
 def place(ref: str) -> Path:
     """The folder of a model: the one that is named, an embedded model's, or the hub's copy in the local cache."""
-    from ..model import embedded
+    from ...model import embedded
 
     path = Path(ref).expanduser()
     if path.is_dir():
