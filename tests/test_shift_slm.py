@@ -9,8 +9,9 @@ from acclimate.engines.continual import Task, learn
 from acclimate.engines.shift import Batch, Learner, Pool, Training
 from acclimate.errors import AcclimateError
 from acclimate.method import load
+from acclimate.models.causal import CausalNet, continued, rows_of
 from acclimate.parts.increments import Increments, likeness, mixture
-from worlds import far_domains
+from worlds import far_domains, sentences
 
 TRAINING = Training(steps=80, batch=16, lr=0.01, choose="last", seed=1)
 KEYS = Training(**{**TRAINING.values(), "rates": {"retriever": 5.0}})
@@ -130,3 +131,30 @@ def test_heads_of_other_label_sets_stay():
 def test_a_pool_that_is_full_is_refused():
     with pytest.raises(AcclimateError, match="too few for task 'domain 1'"):
         learn(load("continual.slm", pool=5), network(), far_domains(2), TRAINING)
+
+
+def test_a_language_model_learns_answers_of_one_domain_after_another():
+    net = CausalNet("seedling-xs")
+    tasks, said = [], {"pipes": "of water", "kitchen": "of bread"}
+    for number, (topic, answer) in enumerate(said.items()):
+        texts = [text.partition(". ")[2][:60] for text in sentences(topic, 32)]
+        x, y = rows_of(net, [(text, answer) for text in texts], 40)
+        assert net.tokenizer.decode(y[0][y[0] >= 0]).startswith(answer)
+        tasks.append(Task(topic, Pool(topic, x[:24], y[:24]), Pool(topic, x[24:], y[24:]), number=number))
+    torch.manual_seed(0)
+    learner = Learner(net, net.vocabulary, head=net.head)
+    slm = load("continual.slm", pool=8, slots=4, top=2, rank=4, keys=0.4)
+    training = Training(**{**slm.training, "steps": 40, "lr": 0.01, "rates": {"retriever": 5.0}, "seed": 0})
+    before = net.vectors(tasks[0].test.x)
+    found = learn(slm, learner, tasks, training)
+    assert found.matrix[0][0] > 0.9
+    assert found.matrix[1][0] > 0.9
+    assert found.matrix[1][1] > 0.9
+    assert found.matrix[0][1] < 0.7  # the answers share their first word
+    assert torch.equal(net.vectors(tasks[0].test.x), before)  # the network itself is as it was
+    for topic, answer in said.items():
+        assert continued(lambda ids: slm.predict(learner, ids), net, [sentences(topic, 40)[35].partition(". ")[2][:60]], 6) == [answer]
+    with pytest.raises(AcclimateError, match="row 2: prompt and answer are"):
+        rows_of(net, [("a", "b"), ("word " * 50, "b")], 16)
+    with pytest.raises(AcclimateError, match="writes no text"):
+        CausalNet("minilm")

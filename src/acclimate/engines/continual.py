@@ -21,7 +21,7 @@ from ..files import atomic_file
 from ..method import Setting, Settings
 from ..progress import bar
 from .shift.learner import Learner
-from .shift.loop import Training, add_parts, fit, predict, seeded
+from .shift.loop import Training, add_parts, fit, hits, predict, seeded
 from .shift.pools import Batch, Data, Pool, whole
 
 
@@ -145,8 +145,8 @@ def measured(method: Any, learner: Learner, pool: Pool, seen: list[int] | None) 
     scores = predict(method, learner, pool.x)
     if seen is not None:
         hidden = torch.ones(scores.shape[1], dtype=torch.bool, device=scores.device).index_fill_(0, torch.tensor(seen), False)
-        scores = scores.masked_fill(hidden, -torch.inf)
-    return float((scores.argmax(1) == pool.y).float().mean())
+        scores = scores.masked_fill(hidden.view(-1, *[1] * (scores.ndim - 2)), -torch.inf)
+    return float(hits(scores, pool.y).mean())
 
 
 class _Store:

@@ -348,10 +348,17 @@ def right(method: Any, learner: Learner, pool: Pool) -> Tensor:
     if pool.y is None:
         raise AcclimateError(f"domain {pool.name!r} has no labels to measure by")
     scores = predict(method, learner, pool.x, learner.place(pool.name, pool.about))
-    if not learner.classes:
-        return -(scores.squeeze(-1) - pool.y).square()
-    hit = (scores.argmax(1) == pool.y).float()
-    return hit if hit.ndim == 1 else hit.flatten(1).sum(1) / (pool.y != IGNORED).flatten(1).sum(1).clamp(min=1)
+    return hits(scores, pool.y) if learner.classes else -(scores.squeeze(-1) - pool.y).square()
+
+
+def hits(scores: Tensor, y: Tensor) -> Tensor:
+    """Rows [row, class] whose best class is theirs, 0 or 1 [row]; of [row, class, *place] the share of each row's labelled places.
+
+    >>> hits(torch.tensor([[[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]]]), torch.tensor([[1, 1, IGNORED]])).tolist()
+    [0.5]
+    """
+    hit = (scores.argmax(1) == y).float()
+    return hit if hit.ndim == 1 else hit.flatten(1).sum(1) / (y != IGNORED).flatten(1).sum(1).clamp(min=1)
 
 
 def accuracy(method: Any, learner: Learner, pool: Pool) -> float:

@@ -5,9 +5,10 @@ For streams of tasks whose inputs look different, on a good frozen network, with
 share their inputs. Each task owns ``slots`` of the pool. First its keys are fitted to its rows' vectors, then its increments and, for
 classes that were not learned before, the head's rows; what earlier tasks own is put back at every step. The vector of a row is given
 by ``learner.parts["encoder"]`` (rows -> [row, ``encoder.features``]) where one is put there beforehand, for text a sentence encoder; else
-by the frozen network itself. The loss is over the task's own classes. ``pooled`` picks once for a whole batch, as the authors' code does.
-Increments sit at attention's output layers, or at all layers with matrices where there is no attention. Left out: generation (LLaMA-2:
-``top`` 2, ``rank`` 8); slots of tasks to come are never picked, which the authors' code allows.
+by the frozen network itself. The loss is over the task's own classes, or over all tokens of answers where a language model writes
+(models/causal.py; for LLaMA-2 the paper takes ``top`` 2 and ``rank`` 8). ``pooled`` picks once for a whole batch, as the authors' code
+does. Increments sit at attention's output layers, or at all layers with matrices where there is no attention. Slots of tasks to come are
+never picked, which the authors' code allows.
 
 >>> import torch
 >>> keys = torch.eye(2).expand(2, 2, 2)  # [group, slot, column]
@@ -64,7 +65,7 @@ class Slm(Continual):
         if first + self.slots > self.pool:
             raise AcclimateError(f"the pool has {self.pool} slots, too few for task {task.name!r}; raise the setting pool")
         known = memory.get("classes", [])
-        own = sorted(task.classes) or list(range(learner.classes))
+        own = sorted(task.classes)  # none: all, which are learned in every task
         memory |= {"first": first, "seen": first + self.slots, "known": known, "classes": sorted({*known, *own}), "own": own}
         memory["kept"] = {name: weight.detach().clone() for name, weight, _ in _owned(learner, first, self.slots, known)}
 
@@ -85,8 +86,10 @@ class Slm(Continual):
             norm = torch.autograd.grad(loss, keys, retain_graph=True)[0].norm()
             yield (loss * (self.clip / norm).clamp(max=1.0) if self.clip else loss), "retriever"
             return
-        own = torch.tensor(memory.get("own", range(learner.classes)), device=q.device)
-        yield learner.loss(self.scores(learner, domains.x, q)[:, own], torch.searchsorted(own, domains.y)), ("increments", "head")
+        scores, y = self.scores(learner, domains.x, q), domains.y
+        if (own := torch.tensor(memory.get("own", []), device=q.device)).numel():
+            scores, y = scores[:, own], torch.searchsorted(own, y)
+        yield learner.loss(scores, y), ("increments", "head")
 
     def after(self, learner: Any, task: Any) -> None:
         """The last step's change of what belongs to others is undone too."""
@@ -100,7 +103,8 @@ class Slm(Continual):
     def vectors(self, learner: Any, x: Tensor) -> Tensor:
         """What rows are compared by [row, width]: a pass in evaluation mode."""
         players = learner.players()
-        return players.get("encoder", players["featurizer"]).eval()(x)
+        encoder = players.get("encoder", players["featurizer"]).eval()
+        return getattr(encoder, "vectors", encoder)(x)
 
     def picked(self, learner: Any, q: Tensor) -> Tensor:
         """Weight of each slot for each row [row, slot], 0 for those that are not picked."""
