@@ -2,7 +2,8 @@
 
 All methods of generalization, adaptation and test time start from the same weights and take the training that their papers name, for the
 same number of steps: what is compared is the method as it comes, not as it could be tuned. Adaptation sees the target's training rows
-without labels, test time its test rows as a stream, generalization nothing of it. Intervals are over targets. Run one with
+without labels, test time its test rows as a stream, generalization nothing of it. Methods for open classes (CMU, OVANet, UAN, UniOT,
+thresholding) may answer "unknown", which is wrong here, where all classes are known. Intervals are over targets. Run one with
 ``python -m acclimate.experiments.shift_leaderboards reviews --record``; a run that was stopped goes on.
 """
 
