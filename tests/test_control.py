@@ -2,7 +2,6 @@
 
 import copy
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from acclimate.model.injected import Injected
 from acclimate.models.control import Policy, mixture_log_prob
 from acclimate.parts.continual import backward_transfer, claimed, ewc_penalty, faded, final_success, forward_transfer
 from strategy_tools import Notes
+from worlds import needs_data
 
 CASES = json.loads((Path(__file__).parent / "reference" / "control.json").read_text())
 SMALL = {"width": 8, "text_blocks": 1, "spatial_blocks": 1, "temporal_blocks": 2, "heads": 2, "goal_width": 4, "window": 3, "stem": 4}
@@ -711,7 +711,7 @@ def test_recorded_robots_are_read_as_they_lie(tmp_path, monkeypatch):
         datasets.load("mujoco_demonstrations/ant")
 
 
-@pytest.mark.skipif(not os.environ.get("ACCLIMATE_DATA"), reason="ACCLIMATE_DATA is not set")
+@needs_data
 def test_the_recorded_robots_have_the_widths_of_their_card():
     for name, widths in {"ant": (27, 8), "half_cheetah": (17, 6), "hopper": (11, 3)}.items():
         demos = datasets.load(f"mujoco_demonstrations/{name}")

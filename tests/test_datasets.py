@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import os
 import re
 import subprocess
 import sys
@@ -14,9 +13,9 @@ import pytest
 from acclimate import datasets
 from acclimate.datasets import _texts, lm, python_docs
 from acclimate.errors import AcclimateError
+from worlds import needs_data
 
 OFFLINE = ["legal_notices", "python_reference", "python_docs/peft"]
-needs_data = pytest.mark.skipif(not os.environ.get("ACCLIMATE_DATA"), reason="ACCLIMATE_DATA is not set")
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,5 @@
 """Graphs as domains: what is refused, what is mended, and the published sizes of the named ones."""
 
-import os
-
 import numpy as np
 import pytest
 
@@ -10,8 +8,7 @@ from acclimate.datasets import citation
 from acclimate.domain.arrays import open_domain
 from acclimate.domain.graphs import Graph
 from acclimate.errors import AcclimateError
-
-needs_data = pytest.mark.skipif(not os.environ.get("ACCLIMATE_DATA"), reason="ACCLIMATE_DATA is not set")
+from worlds import needs_data
 
 
 def triangle(**changed):

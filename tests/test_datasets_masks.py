@@ -1,15 +1,12 @@
 """Arrays with a class for each pixel, and the street scenes that have them."""
 
-import os
-
 import numpy as np
 import pytest
 
 from acclimate import datasets
 from acclimate.domain.arrays import IGNORED, ArrayDomain, Arrays, open_domain, overlap
 from acclimate.errors import AcclimateError
-
-needs_data = pytest.mark.skipif(not os.environ.get("ACCLIMATE_DATA"), reason="ACCLIMATE_DATA is not set")
+from worlds import needs_data
 
 
 def masked():

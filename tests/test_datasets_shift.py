@@ -1,7 +1,5 @@
 """Datasets for shift and continual learning: sizes, rules for what is missing, and accuracies that others published on the same rows."""
 
-import os
-
 import numpy as np
 import pytest
 
@@ -9,8 +7,8 @@ from acclimate import datasets
 from acclimate.datasets import heart, office_caltech, well_logs
 from acclimate.domain.arrays import ArrayDomain
 from acclimate.errors import AcclimateError
+from worlds import needs_data
 
-needs_data = pytest.mark.skipif(not os.environ.get("ACCLIMATE_DATA"), reason="ACCLIMATE_DATA is not set")
 ARRAYS = ["office_caltech", "amazon_reviews", "har", "bearing", "well_logs", "heart"]
 TEXTS = ["hwu64", "blitzer", "fomc"]
 

@@ -1,15 +1,12 @@
 """Digits in other styles: made alike every time, and with the shares that their card promises."""
 
-import os
-
 import numpy as np
 import pytest
 
 from acclimate import datasets
 from acclimate.datasets import digit_styles
 from acclimate.errors import AcclimateError
-
-needs_data = pytest.mark.skipif(not os.environ.get("ACCLIMATE_DATA"), reason="ACCLIMATE_DATA is not set")
+from worlds import needs_data
 
 
 def test_a_style_that_is_misspelt_is_one_line():

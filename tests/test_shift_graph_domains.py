@@ -12,6 +12,7 @@ from acclimate.engines.shift import Pool
 from acclimate.errors import AcclimateError
 from acclimate.models.graph import GraphNet
 from acclimate.shifts.domains import SPLITS, load_domains
+from worlds import needs_data
 
 TRAINING = {"steps": 4, "batch": 0, "lr": 0.02}
 OPTIONS = {"width": 8}
@@ -169,7 +170,7 @@ def test_graphs_are_learned_one_after_another(files):
     assert [len(row["matrix"]) for row in found["rows"]] == [3, 3]
 
 
-@pytest.mark.skipif(not os.environ.get("ACCLIMATE_DATA"), reason="ACCLIMATE_DATA is not set")
+@needs_data
 def test_named_graphs_are_domains():
     found = shifts.shift(["erm", "a2gnn"], ["usa"], "brazil", data="airports", training={"steps": 2}, options=OPTIONS)
     assert [row["rows"] for row in found["rows"]] == [26, 26]

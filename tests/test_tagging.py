@@ -1,6 +1,5 @@
 """Named entities: loaders, labels at first tokens, F1 of whole entities, an adapter with a tagging head of its own."""
 
-import os
 import random
 
 import pytest
@@ -16,9 +15,8 @@ from acclimate.method import load
 from acclimate.model import Injected, Model
 from acclimate.model.composition import Rows
 from acclimate.parts.entities import begun, entity_f1, spans
-from worlds import WORDS, domain_of, model_of, network
+from worlds import WORDS, domain_of, model_of, needs_data, network
 
-needs_data = pytest.mark.skipif(not os.environ.get("ACCLIMATE_DATA"), reason="ACCLIMATE_DATA is not set")
 PARTS, PEOPLE = WORDS["pipes"][0], ["cook", "baker", "guest"]
 LABELS = ["O", "B-part", "I-part", "B-person"]
 

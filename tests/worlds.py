@@ -1,7 +1,12 @@
 """Made-up text, networks of a few thousand weights and domains of any form, for all tests."""
 
 import copy
+import os
 import random
+
+import pytest
+
+needs_data = pytest.mark.skipif(not os.environ.get("ACCLIMATE_DATA"), reason="ACCLIMATE_DATA is not set")
 
 WORDS = {
     "pipes": (
