@@ -3,8 +3,8 @@
     python bench/merge.py [--rounds 3] [--layers 14] [--methods linear slerp ties dare della] [--large] [--mergekit VENV/bin]
 
 Wall and processor seconds and peak memory of each command (interpreter start and imports included, byte code of both compiled before: each
-runs once untimed), ratios per round, and how far the two outputs are apart. DARE and DELLA draw at random, so their outputs are compared by the mean size of the changes. ``--large`` merges
-2 billion weights under a limit of 1.5 GB on the memory that the process may write to.
+runs once untimed), ratios per round, and how far the two outputs are apart. DARE and DELLA draw at random, so their outputs are compared
+by the mean size of the changes. ``--large`` merges 2 billion weights under a limit of 1.5 GB on the memory that the process may write to.
 """
 
 import argparse
