@@ -61,12 +61,13 @@ def combine(changes: Tensor, weights: Tensor, *, elect: str = "sum", mean: bool 
         total = _sum(changes)
         return total.add_(torch.copysign(_sum(changes.abs_()), total)).mul_(0.5)
     sign = elected(changes, elect)
-    agreed = changes.mul_(sign).relu_()
-    total = _sum(agreed).mul_(sign)
-    if not mean:
-        return total
-    taken = _sum(agreed.sign_() if alike else agreed.sign_().mul_(weights))
-    return total.div_(taken.clamp_(min=min(each)) if min(each) > 0 else torch.where(taken.abs() < 1e-8, 1.0, taken))
+    total, taken = torch.zeros_like(sign), torch.zeros_like(sign)
+    for change, weight in zip(changes, each, strict=True):  # one after another: each stays in the processor's cache
+        total += change.mul_(sign).relu_()
+        if mean:
+            taken += change.sign_() if weight == 1 else change.sign_().mul_(weight)
+    total *= sign
+    return total.div_(taken.clamp_(min=min(each)) if min(each) > 0 else torch.where(taken.abs() < 1e-8, 1.0, taken)) if mean else total
 
 
 def _sum(values: Tensor) -> Tensor:
