@@ -32,7 +32,7 @@ class CausalNet(nn.Module):
             raise AcclimateError(f"{made.name} writes no text (no output layer, or no end token); give a causal language model")
         self.tokenizer, self.mark, self.padding = made.tokenizer, int(end), int(made.tokenizer.pad_token_id or 0)
         self.body: Any = made.net.base_model.requires_grad_(False)
-        self.features, self.vocabulary, self.inputs = self.body.config.hidden_size, self.body.config.vocab_size, (16,)
+        self.features, self.vocabulary = self.body.config.hidden_size, self.body.config.vocab_size
         self.head = _Tokens(made.net.get_output_embeddings()).requires_grad_(False)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -81,6 +81,6 @@ def continued(predict: Callable[[Tensor], Tensor], net: CausalNet, prompts: Sequ
         ids = [*net.tokenizer(prompt, add_special_tokens=False)["input_ids"], net.mark]
         begin = len(ids)
         while len(ids) < begin + most and (len(ids) == begin or ids[-1] != net.mark):
-            ids.append(int(predict(torch.tensor([ids]))[0, :, -1].argmax()))
+            ids.append(int(predict(torch.tensor([ids], device=net.body.device))[0, :, -1].argmax()))
         found.append(net.tokenizer.decode([token for token in ids[begin:] if token != net.mark]))
     return found

@@ -67,7 +67,9 @@ def combine(changes: Tensor, weights: Tensor, *, elect: str = "sum", mean: bool 
         if mean:
             taken += change.sign_() if weight == 1 else change.sign_().mul_(weight)
     total *= sign
-    return total.div_(taken.clamp_(min=min(each)) if min(each) > 0 else torch.where(taken.abs() < 1e-8, 1.0, taken)) if mean else total
+    if not mean:
+        return total
+    return total.div_(taken.clamp_(min=min(each)) if min(each) > 0 else torch.where(taken.abs() < 1e-8, 1.0, taken))
 
 
 def _sum(values: Tensor) -> Tensor:
