@@ -15,30 +15,14 @@ from safetensors.torch import load_file, save_file
 
 from acclimate.engines.merging import layout, tensors
 from acclimate.engines.merging.checkpoint import Checkpoint, read_header
-from acclimate.engines.merging.tensors import Part, Work, merge, merge_in_memory
+from acclimate.engines.merging.dtypes import DTYPES, NAMED
+from acclimate.engines.merging.in_memory import merge_in_memory
+from acclimate.engines.merging.tensors import Part, Work, merge
 from acclimate.errors import AcclimateError
 from acclimate.method import load, names
+from merge_tools import SHAPES, checkpoint, works
 
-SHAPES = {"model.embed_tokens.weight": (96, 48), "model.layers.0.mlp.up_proj.weight": (300, 48), "model.norm.weight": (48,)}
 PURE = [name for name in names("merging") if hasattr(load(name), "look")]
-
-
-def checkpoint(folder, seed, base=None, dtype=torch.float32, shapes=SHAPES, shard=None):
-    generator = torch.Generator().manual_seed(seed)
-    values = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-    if base is not None:
-        values = {name: base[name].float() + 0.1 * value for name, value in values.items()}
-    values = {name: value.to(dtype) for name, value in values.items()}
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 96}))
-    if shard is None:
-        save_file(values, folder / "model.safetensors")
-    else:
-        parts = {f"model-{i}-of-{len(values)}.safetensors": name for i, name in enumerate(values, 1)}
-        for path, name in parts.items():
-            save_file({name: values[name]}, folder / path)
-        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {name: path for path, name in parts.items()}}))
-    return values
 
 
 @pytest.fixture
@@ -47,16 +31,6 @@ def models(tmp_path):
     tuned = [checkpoint(tmp_path / f"m{i}", i, base, shard=i == 2 or None) for i in (1, 2, 3)]
     opened = [Checkpoint.open(str(tmp_path / name)) for name in ("base", "m1", "m2", "m3")]
     return base, tuned, opened
-
-
-def works(method, opened, dtype=torch.float32):
-    least, most = method.takes
-    base, tuned = opened[0], opened[1 : 1 + min(max(3, least), most)]
-    start = base if "base" in method.asked() else None
-    return [
-        Work(n, s.shape, dtype, tuple(Part(c, c.slots[n]) for c in tuned), start and Part(start, start.slots[n]), method)
-        for n, s in base.slots.items()
-    ]
 
 
 @pytest.mark.parametrize("name", PURE)
@@ -110,16 +84,19 @@ def test_della_over_the_whole_tensor_ranks_all_entries():
     assert chances.max() <= 0.7 + 1e-6
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_types_in_and_out(dtype, tmp_path):
-    values = checkpoint(tmp_path / "a", 1, dtype=dtype)
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+def test_types_in_and_out(dtype, compiled, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCLIMATE_COMPILE", str(int(compiled)))
+    values = checkpoint(tmp_path / "a", 1, dtype=NAMED[dtype].torch)
     opened = Checkpoint.open(str(tmp_path / "a"))
-    for out in (torch.bfloat16, torch.float16, torch.float32):
+    for out in ("bfloat16", "float16", "float32"):
         facts = merge(
-            [Work(n, s.shape, out, (Part(opened, s),), None, load("merging.linear")) for n, s in opened.slots.items()], tmp_path / str(out)
+            [Work(n, s.shape, NAMED[out], (Part(opened, s),), None, load("merging.linear")) for n, s in opened.slots.items()],
+            tmp_path / out,
         )
-        found = load_file(tmp_path / str(out) / "model.safetensors")
-        assert all(torch.equal(found[name], value.to(out)) for name, value in values.items())
+        found = load_file(tmp_path / out / "model.safetensors")
+        assert all(torch.equal(found[name], value.float().to(NAMED[out].torch)) for name, value in values.items())
         assert all(fact["changed"] == 0 for fact in facts.values())
 
 
@@ -127,7 +104,7 @@ def test_thresholds_are_exact_order_statistics():
     from acclimate.parts import thresholds
 
     values = torch.randn(2, 5000, generator=torch.Generator().manual_seed(0)) ** 3
-    shares = torch.tensor([[0.2, 0.3], [0.01, 0.99]], dtype=torch.float64)
+    shares = np.array([[0.2, 0.3], [0.01, 0.99]])
     seen = []
     for _ in range(2):
         parts = [thresholds.look(part, seen, shares) for part in values.split(1234, 1)]
@@ -135,14 +112,14 @@ def test_thresholds_are_exact_order_statistics():
     assert thresholds.look(values, seen, shares) is None
     ordered = values.abs().sort(1, descending=True).values
     expected = torch.stack([ordered[0, [999, 2499]], ordered[1, [49, 4999]]])
-    assert torch.equal(thresholds.magnitudes(seen, shares), expected)
+    assert np.array_equal(thresholds.magnitudes(seen, shares), expected)
 
 
 def test_thresholds_of_16_bit_numbers_take_one_look():
     from acclimate.parts import thresholds
 
     values = (torch.randn(1, 5000, generator=torch.Generator().manual_seed(0)) ** 3).bfloat16().float()
-    shares = torch.tensor([[0.2]])
+    shares = np.array([[0.2]])
     seen = [thresholds.look(values, [], shares, 16)]
     assert thresholds.look(values, seen, shares, 16) is None
     assert thresholds.magnitudes(seen, shares).item() == values.abs().sort(1, descending=True).values[0, 999]
@@ -317,7 +294,7 @@ def test_rows_by_token(tmp_path):
     a, b = (Checkpoint.open(str(tmp_path / name)) for name in "ab")
     mine, theirs = np.array([0, 1, 2, -1, 4]), np.array([5, 4, -1, 3, 95])
     name = "model.embed_tokens.weight"
-    work = Work(name, (5, 48), torch.float32, (Part(a, a.slots[name], mine), Part(b, b.slots[name], theirs)), None, load("merging.linear"))
+    work = Work(name, (5, 48), DTYPES["F32"], (Part(a, a.slots[name], mine), Part(b, b.slots[name], theirs)), None, load("merging.linear"))
     merge([work], tmp_path / "out")
     found = load_file(tmp_path / "out" / "model.safetensors")[name]
     both = (left[[0, 1, 4]] + right[[5, 4, 95]]) / 2

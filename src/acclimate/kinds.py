@@ -110,6 +110,10 @@ class Merge(Method):
         """What ``merge`` gets as ``seen``, made of the looks' sums once for all chunks; the sums themselves unless a method says more."""
         return seen
 
+    def fused(self, models: int) -> Any:
+        """This merge of so many models as numbers (parts/fused.py), for compiled code; None where it is more than one pass."""
+        return None
+
     def whole(
         self, base: "Tensor | None", tuned: "Tensor", seed: "int | list[int]" = 0, seen: "list[Tensor] | None" = None, bits: int = 32
     ) -> "Tensor":

@@ -9,14 +9,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .engines.merging import planning
 from .engines.merging.adapted import open_model
 from .engines.merging.tensors import SHARD
 from .errors import AcclimateError
 from .files import read_yaml, yaml_text
 from .kinds import Merge
+from .lazy import torch
 from .method import find
 from .progress import say
 
@@ -71,10 +70,15 @@ def merge(
     if out is None:
         raise AcclimateError("say where the merged model goes: out")
     say(f"merging {len(made.works)} tensors ({made.bytes / 1e9:.2f} GB) with {made.memory(workers) / 1e6:.0f} MB of chunks")
+    return planning.run(
+        made, out, seed=seed, workers=workers, shard=shard, check=check, resume=resume, notes=notes, page=_page if check else None
+    )
+
+
+def _page(report: dict[str, Any], name: str) -> str:
     from .report.merge_page import merge_page
 
-    page = merge_page if check else None
-    return planning.run(made, out, seed=seed, workers=workers, shard=shard, check=check, resume=resume, notes=notes, page=page)
+    return merge_page(report, name)
 
 
 def extract(tuned: str, base: str, out: str | Path, *, rank: int = 0, energy: float = 0.0) -> dict[str, Any]:

@@ -112,6 +112,19 @@ def seeds(cls: type[Merge]) -> None:
     expect(not same(first, other), "another seed gives the same result")
 
 
+def compiled(cls: type[Merge]) -> None:
+    """What the method says of itself as numbers, run by compiled code, gives the merge that it makes in torch."""
+    from ..engines.merging import fused
+
+    method = cls()
+    if not fused.available() or method.fused(method.takes[0]) is None:
+        return
+    base, tuned = _given(method, torch.float32)
+    found = fused.whole(method, base if "base" in cls.asked() else None, tuned.numpy())
+    gap = (torch.tensor(found) - method.whole(base, tuned)).abs().max().item()
+    expect(gap < 1e-5, f"compiled code and torch differ by {gap:.2g}")
+
+
 def _full(cls: type[Merge], **more: Any) -> Any:
     return cls(**{key: value for key, value in {**FULL, **more}.items() if key in cls.settings()})
 

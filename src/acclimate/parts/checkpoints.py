@@ -1,12 +1,29 @@
 """Arithmetic of checkpoints that methods of the merging room share; tuned and changes are [model, *shape]."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ..errors import AcclimateError
+from ..lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def each(values: Sequence[float], models: int, what: str = "weights") -> np.ndarray:
+    """One value for all models, or one each, in fp32 [model].
+
+    >>> each([0.5], 2)
+    array([0.5, 0.5], dtype=float32)
+    """
+    if len(values) not in (1, models):
+        raise AcclimateError(f"{what} holds {len(values)} values for {models} models; give one for all, or one for each")
+    return np.resize(np.array(values, np.float32), models)
 
 
 def per_model(values: list[float], tuned: Tensor, what: str = "weights") -> Tensor:
@@ -20,9 +37,7 @@ def per_model(values: list[float], tuned: Tensor, what: str = "weights") -> Tens
 
 @lru_cache(maxsize=256)  # asked for at every chunk
 def _shaped(values: tuple[float, ...], models: int, sides: int, what: str) -> Tensor:
-    if len(values) not in (1, models):
-        raise AcclimateError(f"{what} holds {len(values)} values for {models} models; give one for all, or one for each")
-    return torch.tensor(values, dtype=torch.float32).expand(models).view(-1, *[1] * (sides - 1))
+    return torch.from_numpy(each(values, models, what)).view(-1, *[1] * (sides - 1))
 
 
 def positive(values: Tensor) -> Tensor:
@@ -50,26 +65,26 @@ def combine(changes: Tensor, weights: Tensor, *, elect: str = "sum", mean: bool 
     tensor([2., 3., 0.])
     """
     weights = weights.to(changes.dtype)
-    each = weights.flatten().tolist()
+    own = weights.flatten().tolist()
     if elect == "none":
-        total = sum(each)
+        total = sum(own)
         shares = weights.flatten() / total if mean and abs(total) >= 1e-8 else weights.flatten()
         return torch.tensordot(shares, changes, dims=1)
-    alike = set(each) == {1.0}
+    alike = set(own) == {1.0}
     changes = changes if alike else changes.mul_(weights)
     if elect == "sum" and not mean:  # half the sum, and half the sum of magnitudes with its sign: that is what agrees with it
         total = _sum(changes)
         return total.add_(torch.copysign(_sum(changes.abs_()), total)).mul_(0.5)
     sign = elected(changes, elect)
     total, taken = torch.zeros_like(sign), torch.zeros_like(sign)
-    for change, weight in zip(changes, each, strict=True):  # one after another: each stays in the processor's cache
+    for change, weight in zip(changes, own, strict=True):  # one after another: each stays in the processor's cache
         total += change.mul_(sign).relu_()
         if mean:
             taken += change.sign_() if weight == 1 else change.sign_().mul_(weight)
     total *= sign
     if not mean:
         return total
-    return total.div_(taken.clamp_(min=min(each)) if min(each) > 0 else torch.where(taken.abs() < 1e-8, 1.0, taken))
+    return total.div_(taken.clamp_(min=min(own)) if min(own) > 0 else torch.where(taken.abs() < 1e-8, 1.0, taken))
 
 
 def _sum(values: Tensor) -> Tensor:

@@ -1,10 +1,16 @@
 """Order by magnitude within rows."""
 
-import numpy as np
-import torch
-from torch import Tensor
+from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..lazy import torch
 from .thresholds import magnitude_bits, upper
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 COLUMN = 0xFFFF  # the lower half of 32 bits
 

@@ -6,9 +6,17 @@ What comes from 16-bit numbers is ranked by the upper bits alone, as if it were 
 Counts of chunks add up. Entries that tie with the k-th are all kept, so the result does not depend on the order of the chunks.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
-import torch
-from torch import Tensor
+
+from ..lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 HIGH, LOW = 1 << 15, 1 << 16
 
@@ -23,7 +31,7 @@ def upper(changes: Tensor) -> Tensor:
     return changes.float().contiguous().view(torch.int16)[..., 1::2] & (HIGH - 1)  # the bit above is the sign
 
 
-def look(changes: Tensor, seen: list[Tensor], shares: Tensor, bits: int = 32) -> Tensor | None:
+def look(changes: Tensor, seen: list[Tensor], shares: np.ndarray, bits: int = 32) -> Tensor | None:
     """The next count for the borders of ``shares`` [model, rank] of the entries, largest first; None once all counts are there.
 
     changes [model, *shape] -> counts [model, 32768], then (of numbers of 32 ``bits``) [model, rank, 65536].
@@ -33,18 +41,18 @@ def look(changes: Tensor, seen: list[Tensor], shares: Tensor, bits: int = 32) ->
         return torch.stack([torch.bincount(magnitude_bits(row).bitwise_right_shift_(16), minlength=HIGH) for row in rows])
     if len(seen) > 1 or bits <= 16:
         return None
-    buckets, _ = _place(seen[0], shares)
+    buckets, _ = place(seen[0], shares)
     full = magnitude_bits(changes).reshape(len(changes), -1).numpy()
     return torch.stack([torch.stack([_lower(row, bucket) for bucket in own]) for row, own in zip(full, buckets.tolist(), strict=True)])
 
 
-def trim(changes: Tensor, least: Tensor) -> Tensor:
+def trim(changes: Tensor, least: np.ndarray) -> Tensor:
     """Changes [model, *shape] whose magnitude is at least ``least`` [model], 0 elsewhere; in place.
 
-    >>> trim(torch.tensor([[1.0, -4.0, 2.0, 3.0]]), torch.tensor([3.0]))
+    >>> trim(torch.tensor([[1.0, -4.0, 2.0, 3.0]]), np.array([3.0], np.float32))
     tensor([[ 0., -4.,  0.,  3.]])
     """
-    for row, limit in zip(changes, torch.nextafter(least, least.new_zeros(())).tolist(), strict=True):
+    for row, limit in zip(changes, np.nextafter(least, np.float32(0)).tolist(), strict=True):
         torch.hardshrink(row, limit, out=row)
     return changes
 
@@ -54,36 +62,34 @@ def _lower(bits: np.ndarray, bucket: int) -> Tensor:
     return torch.from_numpy(np.bincount(inside & (LOW - 1), minlength=LOW))
 
 
-def magnitudes(seen: list[Tensor], shares: Tensor) -> Tensor:
+def magnitudes(seen: Sequence[Any], shares: np.ndarray) -> np.ndarray:
     """Least magnitude of each of the successive ``shares`` [model, rank] of the entries, largest first; infinity where none is in it yet.
 
-    >>> changes, shares = torch.tensor([[1.0, -4.0, 2.0, 3.0]]), torch.tensor([[0.25, 0.25]])
+    >>> changes, shares = torch.tensor([[1.0, -4.0, 2.0, 3.0]]), np.array([[0.25, 0.25]])
     >>> first = look(changes, [], shares)
     >>> magnitudes([first, look(changes, [first], shares)], shares)
-    tensor([[4., 3.]])
+    array([[4., 3.]], dtype=float32)
     """
-    buckets, within = _place(seen[0], shares)
-    if len(seen) < 2:
-        found = (buckets << 16).to(torch.int32).view(torch.float32)
-        return torch.where(_ranks(seen[0], shares) < 1, torch.inf, found)
-    reached = seen[1].flip(-1).cumsum(-1).flip(-1)  # entries of the bucket with these lower bits or more
-    lower = (reached >= within[..., None]).sum(-1) - 1
-    found = ((buckets << 16) | lower).to(torch.int32).view(torch.float32)
-    return torch.where(_ranks(seen[0], shares) < 1, torch.inf, found)
+    buckets, within = place(seen[0], shares)
+    bits = buckets << 16
+    if len(seen) > 1:
+        reached = np.asarray(seen[1])[..., ::-1].cumsum(-1)[..., ::-1]  # entries of the bucket with these lower bits or more
+        bits = bits | ((reached >= within[..., None]).sum(-1) - 1)
+    return np.where(_ranks(np.asarray(seen[0]), shares) < 1, np.float32(np.inf), bits.astype(np.uint32).view(np.float32))
 
 
-def _ranks(counts: Tensor, shares: Tensor) -> Tensor:
+def _ranks(counts: np.ndarray, shares: np.ndarray) -> np.ndarray:
     """How many entries are to reach each border [model, rank]; the last has at least one if its share is positive."""
-    sizes = counts.sum(-1, keepdim=True)
-    ranks = (shares.double() * sizes).floor().long().cumsum(-1)
-    ranks[:, -1] = torch.maximum(ranks[:, -1], (shares[:, -1] > 0).long())
-    return ranks.minimum(sizes)
+    sizes = counts.sum(-1, keepdims=True)
+    ranks = np.floor(shares.astype(np.float64) * sizes).astype(np.int64).cumsum(-1)
+    ranks[:, -1] = np.maximum(ranks[:, -1], shares[:, -1] > 0)
+    return np.minimum(ranks, sizes)
 
 
-def _place(counts: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
-    """The bucket in which each k-th largest lies, and its rank inside the bucket, both [model, rank]."""
-    ranks = _ranks(counts, shares).clamp(min=1)
-    reached = counts.flip(-1).cumsum(-1).flip(-1)  # entries in this bucket or a higher one
+def place(counts: Any, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The bucket in which each k-th largest lies, and its rank inside the bucket, both [model, rank], by counts [model, bucket]."""
+    counts = np.asarray(counts)
+    ranks = np.maximum(_ranks(counts, shares), 1)
+    reached = counts[:, ::-1].cumsum(-1)[:, ::-1]  # entries in this bucket or a higher one
     buckets = (reached[:, None] >= ranks[..., None]).sum(-1) - 1
-    above = (reached - counts).gather(1, buckets)
-    return buckets, ranks - above
+    return buckets, ranks - np.take_along_axis(reached - counts, buckets, 1)

@@ -6,19 +6,21 @@ peft's ``merge_and_unload``. Where only one of two tied weights was adapted, the
 merge adds the change to both.
 """
 
+from __future__ import annotations
+
 import threading
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from ...errors import AcclimateError
 from ...files import cache_dir, digest, file_digest, read_json, write_json
-from ...parts.peft_targets import lora_scale
+from ...lazy import torch
 from .checkpoint import EMBEDDINGS, HEADS, Buffer, Checkpoint, Slot, place, read_header
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -82,6 +84,12 @@ class Adapted(Checkpoint):
     def changed(self) -> set[str]:
         """Names of all tensors that may differ from the base's."""
         return self.factors.keys() | self.added.keys() | self.replaced
+
+    def as_stored(self, slot: Slot) -> bool:
+        """Whether the adapter leaves a tensor alone, or stores it whole."""
+        if slot.name in self.factors or slot.name in self.added:
+            return False
+        return slot.name in self.replaced or self.base.as_stored(self.origin.get(slot.name, slot))
 
     def read(self, slot: Slot, first: int, last: int, raw: Buffer, out: Tensor) -> None:
         """Entries of a weight with the adapter's change."""
@@ -251,6 +259,8 @@ def _low(opened: Adapted, module: str, small: dict[str, Tensor]) -> None:
         raise AcclimateError(f"{ref} lacks {module}{form.format('B')}; save the adapter again")
     if left.ndim != 2 or right.ndim != 2:
         raise AcclimateError(f"{ref} changes {module}, a convolution; fold it first (Model.load, copy, save) and merge that")
+    from ...parts.peft_targets import lora_scale
+
     _, scale = lora_scale(settings, module)
     name = _name(opened.base, f"{module}.weight")
     if name is None:

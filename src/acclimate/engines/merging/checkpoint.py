@@ -4,6 +4,8 @@ Only headers are read at first (a few kilobytes). A span of a tensor comes by ``
 there, so that a merge holds a few chunks whatever the size of the model.
 """
 
+from __future__ import annotations
+
 import json
 import os
 import struct
@@ -11,20 +13,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from ...errors import AcclimateError, nearest
 from ...files import cache_dir, digest, file_digest, read_json, write_json
+from ...lazy import torch
+from .dtypes import DTYPES, Dtype
 
-DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
-    "BOOL": torch.bool,
-}  # fmt: skip
-CODES = {dtype: code for code, dtype in DTYPES.items()}
+if TYPE_CHECKING:
+    from torch import Tensor
+
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "shared.weight")
 HEADS = ("lm_head.weight", "embed_out.weight", "cls.predictions.decoder.weight")
@@ -37,7 +35,7 @@ class Slot:
 
     name: str
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    dtype: Dtype
     path: Path
     start: int  # of the first byte in the file
 
@@ -66,7 +64,7 @@ class Checkpoint:
     _files: dict[Path, int] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def open(cls, ref: str) -> "Checkpoint":
+    def open(cls, ref: str) -> Checkpoint:
         """Open a folder, an embedded model, or a Hugging Face id (from the local cache, else the hub).
 
         Raises AcclimateError for a missing folder, a damaged or truncated shard, an index that names what is not there.
@@ -99,18 +97,25 @@ class Checkpoint:
         stored = any(name.endswith(HEADS) for name in self.slots)
         return not stored and bool(text.get("tie_word_embeddings", self.config.get("tie_word_embeddings", True)))
 
-    def read(self, slot: Slot, first: int, last: int, raw: "Buffer", out: Tensor) -> None:
-        """Entries ``first`` to ``last`` of a tensor, row by row, into ``out`` [last - first] in fp32 (or ``out``'s own type)."""
-        bytes_each = slot.dtype.itemsize
-        view = raw.bytes((last - first) * bytes_each)
+    def as_stored(self, slot: Slot) -> bool:
+        """Whether a tensor's values are just what its file holds."""
+        return True
+
+    def fetch(self, slot: Slot, first: int, view: memoryview) -> None:
+        """The stored bytes of a tensor from its entry ``first`` on, as many as ``view`` has room for."""
         handle = self._open(slot.path)
-        offset, done = slot.start + first * bytes_each, 0
+        offset, done = slot.start + first * slot.dtype.itemsize, 0
         while done < len(view):
             got = os.preadv(handle, [view[done:]], offset + done)
             if not got:
                 raise AcclimateError(f"{slot.path} ends inside {slot.name}; the file is truncated, fetch it again")
             done += got
-        out.copy_(torch.frombuffer(view, dtype=slot.dtype))
+
+    def read(self, slot: Slot, first: int, last: int, raw: Buffer, out: Tensor) -> None:
+        """Entries ``first`` to ``last`` of a tensor, row by row, into ``out`` [last - first] in fp32 (or ``out``'s own type)."""
+        view = raw.bytes((last - first) * slot.dtype.itemsize)
+        self.fetch(slot, first, view)
+        out.copy_(torch.frombuffer(view, dtype=slot.dtype.torch))
 
     def stamp(self, slot: Slot) -> list[Any]:
         """What tells whether a tensor is still the one that was read before: its file, place and time."""
@@ -121,7 +126,7 @@ class Checkpoint:
         slot = self.slot(name)
         if slot is None:
             raise AcclimateError(f"{self.ref} has no tensor {name}{nearest(name, self.slots)}")
-        out = torch.empty(slot.size, dtype=slot.dtype)
+        out = torch.empty(slot.size, dtype=slot.dtype.torch)
         if slot.size:
             self.read(slot, 0, slot.size, Buffer(), out)
         return out.view(slot.shape)
@@ -158,9 +163,9 @@ class Checkpoint:
         return digest(parts)
 
     @cached_property
-    def dtype(self) -> torch.dtype:
+    def dtype(self) -> Dtype:
         """The type of most of the weights."""
-        sizes: dict[torch.dtype, int] = {}
+        sizes: dict[Dtype, int] = {}
         for slot in self.slots.values():
             sizes[slot.dtype] = sizes.get(slot.dtype, 0) + slot.size
         return max(sizes, key=lambda dtype: sizes[dtype])
@@ -181,11 +186,11 @@ class Buffer:
 
 def place(ref: str) -> Path:
     """The folder of a model: the one that is named, an embedded model's, or the hub's copy in the local cache."""
-    from ...model import embedded
-
     path = Path(ref).expanduser()
     if path.is_dir():
         return path
+    from ...model import embedded
+
     if ref in embedded():
         return embedded()[ref]
     if path.is_absolute() or ref.startswith("."):

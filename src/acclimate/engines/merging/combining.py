@@ -53,7 +53,7 @@ class Combined:
     def tensor(self, name: str) -> Tensor:
         """A whole tensor, base and change, in the widest type that an adapter or else the base stores it in."""
         base = self.adapters[0].base.tensor(name)
-        types = [adapter.slots[name].dtype for adapter in self.adapters if name in adapter.replaced] or [base.dtype]
+        types = [adapter.slots[name].dtype.torch for adapter in self.adapters if name in adapter.replaced] or [base.dtype]
         dtype = max(types, key=lambda dtype: dtype.itemsize)
         return (base.float() + self.whole.get(name, torch.zeros(()))).to(dtype)
 

@@ -6,11 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 from ...files import write_text
-from .checkpoint import CODES, INDEX
+from .checkpoint import INDEX
 
 if TYPE_CHECKING:
     from .tensors import Work
@@ -25,10 +22,9 @@ class Layout:
         self.places: dict[str, tuple[int, int, int]] = {}  # name -> handle, first byte, bytes of an entry
         self.handles: list[int] = []
 
-    def write(self, name: str, first: int, values: Tensor) -> None:
-        """Entries of a tensor, from ``first`` on."""
+    def write(self, name: str, first: int, view: memoryview) -> None:
+        """Entries of a tensor as bytes, from the entry ``first`` on."""
         handle, start, each = self.places[name]
-        view = memoryview(values.contiguous().view(torch.uint8).numpy().data)
         offset, done = start + first * each, 0
         while done < len(view):
             done += os.pwrite(handle, view[done:], offset + done)
@@ -61,7 +57,7 @@ def prepare(works: Sequence["Work"], folder: Path, shard: int, *, fresh: bool) -
         offset = 0
         for work in group:
             end = offset + work.size * work.dtype.itemsize
-            header[work.name] = {"dtype": CODES[work.dtype], "shape": list(work.shape), "data_offsets": [offset, end]}
+            header[work.name] = {"dtype": work.dtype.code, "shape": list(work.shape), "data_offsets": [offset, end]}
             weight_map[work.name], offset = name, end
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)

@@ -11,21 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ...errors import AcclimateError
 from ...files import digest, lock, read_json, write_json, write_text
 from ...kinds import Merge
 from ...parts.layer_groups import LAYER
 from ...progress import say
 from .checkpoint import HEADS, Checkpoint, Slot
+from .dtypes import NAMED, Dtype
 from .layout import JOURNAL
-from .requantised import memory as memory_to_requantise
-from .requantised import requantised
 from .tensors import SHARD, Part, Work, forecast, merge
 from .vocabulary import Vocabulary, align, copy_files, copy_template, table
 
-TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+TYPES = ("float32", "float16", "bfloat16")  # that a merged model may be stored in
 REPORT, PAGE = "merge.json", "merge.html"
 
 
@@ -55,7 +52,7 @@ class Plan:
     def memory(self, workers: int = 0) -> int:
         """Bytes that the chunks take at most, beside the program; or quantising again, which follows where a parent is quantised."""
         workers = workers or os.cpu_count() or 1
-        return max(forecast(self.works, workers), memory_to_requantise(self.works, workers))
+        return max(forecast(self.works, workers), _memory_to_requantise(self.works, workers) if _packed(self.works) else 0)
 
     @property
     def bytes(self) -> int:
@@ -75,7 +72,7 @@ def plan(slices: Sequence[Slice], choose: Chooser, *, dtype: str = "", tokenizer
         _same_family(owner, model)
     if dtype and dtype not in TYPES:
         raise AcclimateError(f"dtype = {dtype!r}, but must be one of {', '.join(TYPES)}")
-    out = TYPES[dtype] if dtype else owner.dtype
+    out = NAMED[dtype] if dtype else owner.dtype
     vocabulary = align(
         [c for c in models if first.base is None or c is not first.base[0]] or models, first.base and first.base[0], tokenizer
     )
@@ -151,8 +148,10 @@ def run(
             raise
         write_json(work / "config.json", made.config)
         report = _report(made, facts, seed, check, notes or {})
-        if again := requantised(made.works, work, workers or os.cpu_count() or 1):
-            report["requantised"] = again
+        if _packed(made.works):
+            from .requantised import requantised
+
+            report |= {"requantised": again} if (again := requantised(made.works, work, workers or os.cpu_count() or 1)) else {}
         write_json(work / REPORT, report)
         write_json(work / "acclimate.json", {"name": folder.name, "made": report["made"]})
         drawn = f"\nDrawn over the layers in `{PAGE}`.\n" if page is not None else ""
@@ -173,6 +172,17 @@ def run(
     return {**report, "folder": str(folder)}
 
 
+def _packed(works: Sequence[Work]) -> bool:
+    """Whether an input is quantised."""
+    return any(not part.checkpoint.as_stored(part.slot) for work in works for part in work.parts)
+
+
+def _memory_to_requantise(works: Sequence[Work], workers: int) -> int:
+    from .requantised import memory
+
+    return memory(works, workers)
+
+
 def prove(folder: Path, size: int) -> dict[str, Any]:
     """Load a merged model of ``size`` bytes and run a probe through it, in the type it is stored in.
 
@@ -186,9 +196,9 @@ def prove(folder: Path, size: int) -> dict[str, Any]:
         return {"finite": None, "why": "the model does not fit in memory"}
     if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
         return {"finite": None, "why": "the models come without a tokenizer"}
-    model = Model.load(str(folder), device="cpu", dtype=TYPES[read_json(folder / "config.json")["dtype"]])
+    model = Model.load(str(folder), device="cpu", dtype=NAMED[read_json(folder / "config.json")["dtype"]].torch)
     logits = model.probe()
-    if not torch.isfinite(logits).all():
+    if not logits.isfinite().all():
         raise AcclimateError(f"{folder}: the merged model gives logits that are not finite; lower scale, or look at its merge.json")
     return {"finite": True, "kind": kind_of(model.net.config), "largest": round(logits.abs().max().item(), 4)}
 
@@ -206,7 +216,7 @@ def _goes_on(work: Path, key: str) -> bool:
 def _identity(work: Work) -> list[Any]:
     method = work.method and [work.method.name, work.method.values()]
     parts = [[p.checkpoint.stamp(p.slot), p.rows is None or digest(p.rows.tobytes())] for p in work.parts]
-    return [work.name, work.shape, str(work.dtype), method, parts]
+    return [work.name, work.shape, work.dtype.name, method, parts]
 
 
 def _same_family(owner: Checkpoint, model: Checkpoint) -> None:
@@ -235,7 +245,7 @@ def _at_end(name: str) -> bool:
     return name.endswith(HEADS) or re.search(r"(^|\.)(norm|final_layernorm|ln_f|final_norm|norm_f)\.", name) is not None
 
 
-def _work(title: str, name: str, layer: int, part: Slice, out: torch.dtype, vocabulary: Vocabulary, method: Merge | None) -> Work:
+def _work(title: str, name: str, layer: int, part: Slice, out: Dtype, vocabulary: Vocabulary, method: Merge | None) -> Work:
     inputs = [_part(name, layer, begin, model, vocabulary) for model, begin in part.tuned]
     base = _part(name, layer, part.base[1], part.base[0], vocabulary) if part.base and method is not None else None
     first = base or inputs[0]
@@ -263,7 +273,7 @@ def _part(name: str, layer: int, begin: int, model: Checkpoint, vocabulary: Voca
     return Part(model, slot, vocabulary.of(model, slot) if table(name) else None)
 
 
-def _fit_config(config: dict[str, Any], vocabulary: Vocabulary, out: torch.dtype, layers: int, tied: bool) -> None:
+def _fit_config(config: dict[str, Any], vocabulary: Vocabulary, out: Dtype, layers: int, tied: bool) -> None:
     inner = config["text_config"] if isinstance(config.get("text_config"), dict) else config
     inner["vocab_size"] = vocabulary.size or inner.get("vocab_size")
     for key in ("num_hidden_layers", "n_layer", "num_layers"):
@@ -272,7 +282,7 @@ def _fit_config(config: dict[str, Any], vocabulary: Vocabulary, out: torch.dtype
     config["tie_word_embeddings"] = tied
     config.pop("torch_dtype", None)
     config.pop("quantization_config", None)  # what is written is plain
-    config["dtype"] = str(out).removeprefix("torch.")
+    config["dtype"] = out.name
 
 
 def _report(made: Plan, facts: dict[str, Any], seed: int, check: bool, notes: dict[str, Any]) -> dict[str, Any]:

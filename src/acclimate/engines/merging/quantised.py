@@ -20,9 +20,10 @@ from torch import Tensor
 from ...errors import AcclimateError
 from ...parts import quantisation as q
 from .checkpoint import Buffer, Checkpoint, Slot
+from .dtypes import DTYPES, NAMED, Dtype
 
 Read = Callable[[Slot, int, int], Tensor]  # entries of a stored tensor, in its own type
-FLOATS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+FLOATS = {name: NAMED[name] for name in ("float32", "float16", "bfloat16")}
 TRANSPOSED = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")  # their layers are [in, out], but [out, in] once quantised
 BLOCKED = re.compile(r"(.+)\.(?:absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.bitsandbytes__(?:nf4|fp4))$")
 SCALED = re.compile(r"(.+)_scale(?:_inv)?$")
@@ -62,6 +63,10 @@ class Packed(Slot):
 class Quantised(Checkpoint):
     """A checkpoint some of whose slots may be packed."""
 
+    def as_stored(self, slot: Slot) -> bool:
+        """Whether a tensor is stored as plain numbers."""
+        return not isinstance(slot, Packed)
+
     def read(self, slot: Slot, first: int, last: int, raw: Buffer, out: Tensor) -> None:
         """Entries of a weight, dequantised in fp32 where it is packed."""
         if isinstance(slot, Packed):
@@ -74,7 +79,7 @@ def reader(checkpoint: Checkpoint, raw: Buffer) -> Read:
     """Reads tensors as they are stored, through a buffer that is used again."""
 
     def read(slot: Slot, first: int, last: int) -> Tensor:
-        out = torch.empty(last - first, dtype=slot.dtype)
+        out = torch.empty(last - first, dtype=slot.dtype.torch)
         Checkpoint.read(checkpoint, slot, first, last, raw, out)
         return out
 
@@ -168,11 +173,11 @@ class Grid:
         """Peaks over the largest number, in the type that scales are stored in."""
         if self.whole:
             peaks = [torch.stack(peaks).amax(0)] * len(peaks)
-        return [(peak / q.top(self.weight.dtype) / self.factor).to(self.scales.dtype).float() * self.factor for peak in peaks]
+        return [(peak / q.top(self.weight.dtype.torch) / self.factor).to(self.scales.dtype.torch).float() * self.factor for peak in peaks]
 
     def again(self, values: Tensor, scales: Any, read: Read, first: int) -> tuple[Tensor, Tensor]:
         """Nearest numbers."""
-        codes = q.grid_encode(values.view(-1, self.width), scales, self.tile, self.weight.dtype)
+        codes = q.grid_encode(values.view(-1, self.width), scales, self.tile, self.weight.dtype.torch)
         return codes.flatten(), q.grid_decode(codes, scales, self.tile).flatten()
 
 
@@ -231,9 +236,9 @@ class Grouped:
 
 def _columns(slot: Slot, begin: int, end: int) -> Tensor:
     """Columns of a stored matrix, through a map of the file: they lie apart."""
-    kind = {torch.int32: np.int32, torch.float16: np.float16, torch.bfloat16: np.int16, torch.float32: np.float32}[slot.dtype]
+    kind = {"I32": np.int32, "F16": np.float16, "BF16": np.int16, "F32": np.float32}[slot.dtype.code]
     found = torch.from_numpy(np.array(np.memmap(slot.path, kind, "r", slot.start, slot.shape)[:, begin:end]))
-    return found.view(slot.dtype)
+    return found.view(slot.dtype.torch)
 
 
 def unpack(ref: str, folder: Path, slots: dict[str, Slot], config: dict[str, Any]) -> Quantised:
@@ -269,7 +274,7 @@ class _Unpacking:
         self.ref, self.read, self.slots, self.about = opened.ref, reader(opened, Buffer()), slots, about
         inner = opened.config.get("text_config") or {}
         named = (opened.config.get(key) or inner.get(key) for key in ("dtype", "torch_dtype"))
-        self.dtype = FLOATS.get(str(next(filter(None, named), "bfloat16")), torch.bfloat16)
+        self.dtype = FLOATS.get(str(next(filter(None, named), "bfloat16")), NAMED["bfloat16"])
 
     def take(self, weight: str, name: str, size: int | None = None) -> Slot:
         """A side tensor of a weight, out of the slots; with so many entries."""
@@ -282,7 +287,7 @@ class _Unpacking:
             )
         return slot
 
-    def put(self, weight: Slot, name: str, shape: tuple[int, ...], dtype: torch.dtype, codes: Codes) -> None:
+    def put(self, weight: Slot, name: str, shape: tuple[int, ...], dtype: Dtype, codes: Codes) -> None:
         """The packed slot, in the place of its codes."""
         self.slots[name] = Packed(name, shape, dtype, weight.path, weight.start, codes)
 
@@ -312,7 +317,7 @@ class _Unpacking:
         if not torch.allclose(self.read(table, 0, 16).float(), q.levels(kind), atol=1e-5):
             raise AcclimateError(f"{self.ref}: {table.name} holds other levels than those of {kind}; {MEND}")
         absmax, outer = self.take(weight, f"{weight}.absmax", blocks), None
-        if absmax.dtype == torch.uint8:
+        if absmax.dtype.code == "U8":
             scales = self.take(weight, f"{weight}.nested_absmax", -(-blocks // state["nested_blocksize"]))
             levels = self.take(weight, f"{weight}.nested_quant_map", 256)
             outer = (scales, levels, int(state["nested_blocksize"]), float(state["nested_offset"]))
@@ -320,7 +325,7 @@ class _Unpacking:
         held = codes.size * codes.dtype.itemsize  # bytes, in whatever type they are kept
         if held != -(-size // 2):
             raise AcclimateError(f"{self.ref}: {weight} has {held} bytes, but {list(shape)} in 4 bits need {-(-size // 2)}; fetch it again")
-        stored = replace(codes, shape=(held,), dtype=torch.uint8)
+        stored = replace(codes, shape=(held,), dtype=DTYPES["U8"])
         self.put(codes, weight, shape, dtype, Blockwise(kind, size, block, stored, absmax, outer))
 
     def scaled(self, name: str) -> None:
@@ -353,7 +358,7 @@ class _Unpacking:
                 "the file is damaged, fetch or save it again"
             )
         if codes.dtype.itemsize != 1:
-            raise AcclimateError(f"{self.ref}: {weight} has scales, but is stored as {codes.dtype}; {MEND}")
+            raise AcclimateError(f"{self.ref}: {weight} has scales, but is stored as {codes.dtype.name}; {MEND}")
         self.put(codes, weight, codes.shape, self.dtype, Grid(title, codes, scales, tile, factor))
 
     def grouped(self, method: str) -> None:

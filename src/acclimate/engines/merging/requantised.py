@@ -122,7 +122,7 @@ def _tensor(work: Work, parent: Part, merged: Checkpoint) -> Sums:
         w, w0 = new(first, last), old(first, last)
         number, value = codes.again(w, mine, read, first)
         before, _ = codes.again(w0, theirs, read, first)
-        value, w0 = value.to(work.dtype).float(), w0.to(work.dtype).float()
+        value, w0 = value.to(work.dtype.torch).float(), w0.to(work.dtype.torch).float()
         change = w - w0
         total += Sums(
             float(torch.dot(value - w0, change)),

@@ -4,30 +4,39 @@ A :class:`Work` says for one output tensor where its inputs are and which method
 into buffers that are used again, turned into fp32, merged while they lie in the processor's cache, and written by ``pwrite`` to their
 final place in a file whose header was written first; the kernel writes behind. So the peak memory is a few chunks per core, whatever the
 size of the models. The output grows in a hidden folder beside its place, with a journal of finished tensors: a killed merge goes on
-where it was, and the folder gets its name only when it is whole.
+where it was, and the folder gets its name only when it is whole. Merges that go weight by weight take the compiled lane (fused.py), which
+makes the output's bytes of the stored ones in one pass; torch is imported only where something else is to be done.
 """
+
+from __future__ import annotations
 
 import ctypes
 import json
 import os
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ...errors import AcclimateError
 from ...kinds import Merge
+from ...lazy import torch
 from ...progress import bar
+from . import fused
 from .checkpoint import Buffer, Checkpoint, Slot
+from .dtypes import Dtype
 from .layout import JOURNAL, Layout, journal, prepare
+from .sums import Sums
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CHUNK = 1 << 18  # entries; fixed, because the random draws of a chunk belong to it
 SHARD = 5_000_000_000  # bytes of one output file
@@ -51,7 +60,7 @@ class Work:
 
     name: str
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    dtype: Dtype
     tuned: tuple[Part, ...]
     base: Part | None = None
     method: Merge | None = None
@@ -82,18 +91,15 @@ class Work:
         """All inputs, the base last."""
         return (*self.tuned, self.base) if self.base is not None else self.tuned
 
+    @property
+    def merges(self) -> bool:
+        """Whether there is anything to merge: else the first input is copied."""
+        return self.method is not None and self.dtype.is_floating_point
 
-@dataclass
-class Sums:
-    """What is added up over the chunks of a tensor, for the report."""
-
-    merged: float = 0.0  # sum of squares
-    parts: np.ndarray = field(default_factory=lambda: np.zeros(0))  # sums of squares of the inputs [part]
-    dots: np.ndarray = field(default_factory=lambda: np.zeros(0))  # inner products with the merged tensor [part]
-    changed: int = 0  # entries that differ from the base (or the first input)
-
-    def __add__(self, other: "Sums") -> "Sums":
-        return Sums(self.merged + other.merged, self.parts + other.parts, self.dots + other.dots, self.changed + other.changed)
+    @cached_property
+    def fused(self) -> fused.Fused | None:
+        """The numbers that the compiled lane needs; None where the merge goes through torch."""
+        return fused.fits(self)
 
 
 def chunks(parts: int, workers: int, entries: int = CHUNK) -> int:
@@ -123,8 +129,9 @@ def merge(
     todo = [work for work in works if work.name not in done]
     facts = dict(done)
     lock = threading.Lock()
+    fused.ready(todo)
     with (
-        _one_thread_each(),
+        _one_thread_each(torch_too=any(work.fused is None for work in todo)),
         ThreadPoolExecutor(workers) as pool,
         open(folder / JOURNAL, "a", encoding="utf-8") as log,
         bar(what=f"{what} to {folder.parent}", total=sum(work.size * work.dtype.itemsize for work in works), unit="B") as shown,
@@ -149,7 +156,7 @@ def merge(
 class _Engine:
     """Runs the works: large tensors with all workers together, then small ones side by side."""
 
-    def __init__(self, layout: "Layout", seed: int):
+    def __init__(self, layout: Layout, seed: int):
         self.layout, self.seed = layout, seed
         self.local = threading.local()
 
@@ -172,31 +179,45 @@ class _Engine:
                 groups.setdefault(_key(work.method), []).append(work)
         found = {}
         for key, group in groups.items():
-            spans = [(work, span) for work in group for span in work.spans()]
-            seen: list[Tensor] = []
-            while (total := self._look(spans, pool.map, seen)) is not None:
-                seen.append(total)
-            found[key] = seen
+            found[key] = self._looks([(work, span) for work in group for span in work.spans()], pool.map)
         return found
 
-    def _look(self, spans: Iterable[tuple[Work, tuple[int, int]]], run: Callable, seen: list[Tensor]) -> Tensor | None:
-        total: Tensor | None = None
-        for found in run(lambda at: at[0].method.look(*self.load(*at), seen, at[0].bits), spans):
+    def _looks(self, spans: Sequence[tuple[Work, tuple[int, int]]], run: Callable) -> list[Any]:
+        """What the looks at these chunks add up to; through torch if one of them has to."""
+        compiled, seen = all(work.fused is not None for work, _ in spans), []  # type: ignore[var-annotated]
+        while (total := self._look(spans, run, seen, compiled)) is not None:
+            seen.append(total)
+        return seen
+
+    def _look(self, spans: Sequence[tuple[Work, tuple[int, int]]], run: Callable, seen: list[Any], compiled: bool) -> Any:
+        def one(at: tuple[Work, tuple[int, int]]) -> Any:
+            work, span = at
+            if compiled:
+                assert work.fused is not None
+                return fused.look(work.fused, fused.read(work, span, self._store().lane), len(work.tuned), seen, work.bits)
+            assert work.method is not None
+            return work.method.look(*self.load(work, span), seen, work.bits)
+
+        total = None
+        for found in run(one, spans):
             if found is None:
                 return None
-            total = found if total is None else total.add_(found)
+            if total is None:
+                total = found
+            else:
+                total += found
         return total
 
     def one(self, work: Work, run: Callable, model_wide: Mapping[str, list[Tensor]]) -> dict[str, Any]:
         """One tensor: looks, then the merge, chunk by chunk; its facts."""
-        seen = list(model_wide.get(_key(work.method), []))
-        spans = [(work, span) for span in work.spans()]
-        if work.method is not None and work.dtype.is_floating_point and not work.method.model_wide:
-            while (total := self._look(spans, run, seen)) is not None:
-                seen.append(total)
+        spans, settled = [(work, span) for span in work.spans()], None
+        chunk: Callable[..., Sums] = self._copy
+        if work.method is not None and work.merges:
+            seen = model_wide[_key(work.method)] if work.method.model_wide else self._looks(spans, run)
+            settled = work.method.settle(seen, len(work.tuned))
+            chunk = self.chunk if work.fused is None else self._compiled
         sums = Sums(parts=np.zeros(len(work.parts)), dots=np.zeros(len(work.parts)))
-        settled = work.method.settle(seen, len(work.tuned)) if work.method is not None and work.dtype.is_floating_point else None
-        for found in run(lambda at: self.chunk(at[0], at[1], settled), spans):
+        for found in run(lambda at: chunk(*at, settled), spans):
             sums = sums + found
         return _facts(work, sums)
 
@@ -229,47 +250,62 @@ class _Engine:
                 part.checkpoint.read(part.slot, begin, begin + len(run) * width, raw, target)
         return rows < 0
 
-    def chunk(self, work: Work, span: tuple[int, int], seen: Any) -> Sums:
-        """Merge and write one chunk; what it adds to the report."""
+    def _generator(self, work: Work, span: tuple[int, int]) -> np.random.Generator:
+        """Draws that belong to the chunk, whoever works on it."""
+        return np.random.Generator(np.random.SFC64([self.seed, zlib.crc32(work.name.encode()), span[0] // CHUNK]))
+
+    def _compiled(self, work: Work, span: tuple[int, int], settled: Any) -> Sums:
+        """Merge and write one chunk by compiled code."""
+        assert work.fused is not None
+        store = self._store().lane
+        values = fused.read(work, span, store)
+        draw = self._generator(work, span) if work.fused.chances is not None else None
+        view, sums = fused.chunk(work.fused, values, len(work.tuned), work.width, settled, draw, work.dtype, store)
+        if not np.isfinite(sums.parts).all():
+            _refuse(work, values if values.dtype == np.float32 else (values.astype(np.uint32) << 16).view(np.float32), span[0])
+        self.layout.write(work.name, span[0], view)
+        return sums
+
+    def chunk(self, work: Work, span: tuple[int, int], settled: Any) -> Sums:
+        """Merge and write one chunk through torch; what it adds to the report."""
+        assert work.method is not None
         first, last = span
-        if not work.dtype.is_floating_point or work.method is None:
-            return self._copy(work, span)
         base, tuned = self.load(work, span)
         every = self._store().floats(len(work.parts), last - first)
         squares = _squares(every)
         if not all(np.isfinite(squares)):
-            _refuse(work, every, first)
-        given: dict[str, Any] = {"base": base, "tuned": tuned, "seen": seen}
+            _refuse(work, every.numpy(), first)
+        given: dict[str, Any] = {"base": base, "tuned": tuned, "seen": settled}
         if "generator" in work.method.asked():
-            given["generator"] = np.random.Generator(np.random.SFC64([self.seed, zlib.crc32(work.name.encode()), first // CHUNK]))
+            given["generator"] = self._generator(work, span)
         merged = work.method.merge(**{word: given[word] for word in work.method.asked()}).reshape(-1)
-        stored = merged.to(work.dtype)
-        self.layout.write(work.name, first, stored)
+        stored = merged.to(work.dtype.torch)
+        self.layout.write(work.name, first, _bytes(stored))
         reference = every[-1] if work.base is not None else every[0]
         return Sums(
             float(torch.dot(merged, merged)),
             squares,
             torch.mv(every, merged).numpy().astype(np.float64),
-            int(np.count_nonzero(_bits(stored) != _bits(reference.to(work.dtype)))),
+            int(np.count_nonzero(_bits(stored) != _bits(reference.to(work.dtype.torch)))),
         )
 
-    def _copy(self, work: Work, span: tuple[int, int]) -> Sums:
+    def _copy(self, work: Work, span: tuple[int, int], _: Any) -> Sums:
         """The first input as it is (in the output's type): integer tensors, and layers that are passed through."""
         first, last = span
-        out = torch.empty(last - first, dtype=work.dtype)
+        out = torch.empty(last - first, dtype=work.dtype.torch)
         part = work.tuned[0]
         if part.rows is None:
             part.checkpoint.read(part.slot, first, last, self._store().raw, out)
         else:
             self._fill(work, part, span, out, self._store().raw)
-        self.layout.write(work.name, first, out)
+        self.layout.write(work.name, first, _bytes(out))
         own = out.to(torch.float64)
         size = float(torch.dot(own, own))
         kept = np.zeros(len(work.parts))
         kept[0] = size
         return Sums(size, kept, kept.copy(), 0)
 
-    def _store(self) -> "_Store":
+    def _store(self) -> _Store:
         if not hasattr(self.local, "store"):
             self.local.store = _Store()
         return self.local.store
@@ -279,13 +315,15 @@ class _Store:
     """One worker's buffers."""
 
     def __init__(self) -> None:
-        self.raw, self.held = Buffer(), torch.empty(0)
+        self.raw, self.wide, self.lane = Buffer(), Buffer(), fused.Store()
 
     def floats(self, parts: int, size: int) -> Tensor:
         """fp32 [part, entry], the same memory at every call."""
-        if self.held.numel() < parts * size:
-            self.held = torch.empty(parts * size)
-        return self.held[: parts * size].view(parts, size)
+        return torch.frombuffer(self.wide.bytes(4 * parts * size), dtype=torch.float32).view(parts, size)
+
+
+def _bytes(values: Tensor) -> memoryview:
+    return memoryview(values.contiguous().view(torch.uint8).numpy().data)
 
 
 def _bits(values: Tensor) -> np.ndarray:
@@ -297,13 +335,13 @@ def _squares(block: Tensor) -> np.ndarray:
     return np.array([float(torch.dot(row, row)) for row in block])
 
 
-def _refuse(work: Work, block: Tensor, first: int) -> None:
+def _refuse(work: Work, block: np.ndarray, first: int) -> None:
     """Name the input whose chunk is not finite; sums of squares may also overflow, which is no fault."""
     for part, row in zip(work.parts, block, strict=True):
-        bad = (~torch.isfinite(row)).nonzero()
+        bad = np.flatnonzero(~np.isfinite(row))
         if len(bad):
             raise AcclimateError(
-                f"{part.checkpoint.ref}: tensor {part.slot.name} holds {row[bad[0]].item()} at entry {first + int(bad[0])}; "
+                f"{part.checkpoint.ref}: tensor {part.slot.name} holds {row[bad[0]]} at entry {first + int(bad[0])}; "
                 "leave that model out, or save it again"
             )
 
@@ -325,7 +363,7 @@ def _facts(work: Work, sums: Sums) -> dict[str, Any]:
     cosines = np.divide(sums.dots, lengths, out=np.zeros_like(lengths), where=lengths > 0)
     return {
         "shape": list(work.shape),
-        "dtype": str(work.dtype).removeprefix("torch."),
+        "dtype": work.dtype.name,
         "norm": float(np.sqrt(sums.merged)),
         "cosine": {f"{i}:{name}": float(cos) for i, (name, cos) in enumerate(zip(names, cosines, strict=True))},
         "changed": sums.changed / max(1, work.size),
@@ -337,8 +375,8 @@ def _key(method: Merge | None) -> str:
 
 
 @contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Workers are the threads: torch gets one, so that they do not wait for one another inside an operation.
+def _one_thread_each(torch_too: bool) -> Iterator[None]:
+    """Workers are the threads: torch, where it is needed, gets one, so that they do not wait for one another inside an operation.
 
     What they free stays with the program: glibc would give pages of chunks back, and take them anew, at every operation.
     """
@@ -346,6 +384,9 @@ def _one_thread_each() -> Iterator[None]:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_THRESHOLD, HELD // 2)
         libc.mallopt(M_TRIM_THRESHOLD, HELD)
+    if not torch_too:
+        yield
+        return
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -353,48 +394,3 @@ def _one_thread_each() -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before)
-
-
-def merge_in_memory(
-    method: Merge,
-    base: Mapping[str, Tensor] | None,
-    tuned: Sequence[Mapping[str, Tensor]],
-    settings: Callable[[str], dict[str, Any]] | None = None,
-    seed: int = 0,
-) -> dict[str, Tensor]:
-    """Merge small models that are in memory, in fp32, for searches that try many merges.
-
-    ``settings`` gives settings that differ from the method's own, by the tensor's name. Integer tensors are the first model's.
-    """
-    found = {}
-    with torch.no_grad():
-        wide = _wide_in_memory(method, base, tuned) if method.model_wide and settings is None else None
-        for name, first in tuned[0].items():
-            if not first.is_floating_point():
-                found[name] = first.clone()
-                continue
-            own = type(method)(**{**method.values(), **settings(name)}) if settings else method
-            stacked = torch.stack([model[name].float() for model in tuned])
-            start = None if base is None else base[name].float()
-            rows = stacked.ndim < 3 and own.rows
-            if rows:
-                stacked, start = stacked.reshape(len(tuned), 1, -1), None if start is None else start.reshape(1, -1)
-            merged = own.whole(start, stacked, seed=[seed, zlib.crc32(name.encode())], seen=wide)
-            found[name] = merged.reshape(first.shape)
-    return found
-
-
-def _wide_in_memory(method: Merge, base: Mapping[str, Tensor] | None, tuned: Sequence[Mapping[str, Tensor]]) -> list[Tensor]:
-    seen: list[Tensor] = []
-    while True:
-        total: Tensor | None = None
-        for name, first in tuned[0].items():
-            if first.is_floating_point():
-                stacked = torch.stack([model[name].float() for model in tuned])
-                look = method.look(None if base is None else base[name].float(), stacked, seen)
-                if look is None:
-                    return seen
-                total = look if total is None else total + look
-        if total is None:
-            return seen
-        seen.append(total)

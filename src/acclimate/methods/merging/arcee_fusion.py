@@ -12,6 +12,7 @@ tensor([[0., 0., 0., 0., 0., 0., 0., 3.]])
 
 import itertools
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,7 +33,7 @@ class ArceeFusion(Merge):
         """Counts of importances."""
         return None if base is None else thresholds.look(self.importance(base, tuned), seen, self._shares(seen))
 
-    def settle(self, seen: list[Tensor], models: int) -> Tensor:
+    def settle(self, seen: list[Tensor], models: int) -> np.ndarray:
         """The quartiles of the importances, largest first [3]."""
         return thresholds.magnitudes(seen, self._shares(seen))[0]
 
@@ -41,13 +42,13 @@ class ArceeFusion(Merge):
         after, before = tuned.softmax(-1) + 1e-8, base.softmax(-1) + 1e-8
         return (tuned - base).abs() * (after * (after / before).log()).sum(-1, keepdim=True)
 
-    def merge(self, base: Tensor, tuned: Tensor, seen: Tensor) -> Tensor:
+    def merge(self, base: Tensor, tuned: Tensor, seen: np.ndarray) -> Tensor:
         """base [row, column], tuned [1, row, column] -> [row, column]."""
-        q3, median, q1 = seen
+        q3, median, q1 = seen.tolist()
         return torch.where(self.importance(base, tuned)[0] >= median + 1.5 * (q3 - q1), tuned[0], base)
 
-    def _shares(self, seen: list[Tensor]) -> Tensor:
+    def _shares(self, seen: list[Tensor]) -> np.ndarray:
         """Shares of the entries from one quartile to the next, largest first [1, 3], counted as places in the sorted row."""
         size = int(seen[0].sum()) if seen else 1
         ranks = [0, *(size - int(q * (size - 1)) for q in QUARTILES)]
-        return torch.tensor([[(after - before + 0.5) / size for before, after in itertools.pairwise(ranks)]], dtype=torch.float64)
+        return np.array([[(after - before + 0.5) / size for before, after in itertools.pairwise(ranks)]])

@@ -8,17 +8,23 @@ Use for many tunes of one base, where outliers of one would drown the others. ``
 tensor([ 0.,  0., -3.,  2.])
 """
 
-import dataclasses
-from typing import Annotated
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+import dataclasses
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
 
 from ...errors import AcclimateError
 from ...kinds import Merge
+from ...lazy import torch
 from ...method import Setting
 from ...parts import thresholds
-from ...parts.checkpoints import combine, per_model, positive
+from ...parts.checkpoints import combine, each, per_model, positive
+from ...parts.fused import Fused
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Breadcrumbs(Merge):
@@ -43,24 +49,29 @@ class Breadcrumbs(Merge):
             return None
         return thresholds.look(tuned - base, seen, self._shares(len(tuned)), bits)
 
-    def settle(self, seen: list[Tensor], models: int) -> Tensor | None:
+    def settle(self, seen: list[Tensor], models: int) -> np.ndarray | None:
         """Least magnitude of the outliers and of what is kept below them [model, 2], or None if all are kept."""
         return thresholds.magnitudes(seen, self._shares(models)) if seen else None
 
-    def merge(self, base: Tensor, tuned: Tensor, seen: Tensor | None) -> Tensor:
+    def merge(self, base: Tensor, tuned: Tensor, seen: np.ndarray | None) -> Tensor:
         """base [*shape], tuned [model, *shape] -> [*shape]."""
         changes = tuned - base
         if seen is not None:
-            top, least = seen[:, 0].view(-1, *[1] * base.ndim), seen[:, 1]
+            top, least = torch.from_numpy(seen[:, 0]).view(-1, *[1] * base.ndim), seen[:, 1]
             inside = positive(top - changes.abs())
             changes = thresholds.trim(changes, least).mul_(inside)
         merged = combine(changes, per_model(self.weights, tuned), elect=self.elect, mean=self.normalize)
         return merged.mul_(self.scale).add_(base)
 
-    def _shares(self, models: int) -> Tensor:
+    def fused(self, models: int) -> Fused:
+        """The same as numbers."""
+        look = "counts" if min(self.keep) < 1 else ""
+        weights, shares = each(self.weights, models), self._shares(models)
+        return Fused(weights, look=look, shares=shares, elect=self.elect, mean=self.normalize, scale=self.scale)
+
+    def _shares(self, models: int) -> np.ndarray:
         """Share of the outliers, and of those kept below them [model, 2]."""
-        rows = torch.empty(models, 1)
-        top, keep = per_model(self.outliers, rows, "outliers"), per_model(self.keep, rows, "keep")
+        top, keep = each(self.outliers, models, "outliers"), each(self.keep, models, "keep")
         if (top + keep > 1 + 1e-6).any():
             raise AcclimateError(f"keep = {self.keep} and outliers = {self.outliers} add up to more than 1; lower one of them")
-        return torch.cat([top, keep], 1)
+        return np.stack([top, keep], 1)

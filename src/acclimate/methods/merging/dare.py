@@ -13,15 +13,20 @@ hurts. ``elect="sum"`` merges by TIES' signs afterwards, ``"none"`` by task arit
 tensor([ 1.5000, -1.5000])
 """
 
+from __future__ import annotations
+
 import dataclasses
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
-from torch import Tensor
 
 from ...kinds import Merge
 from ...method import Setting
-from ...parts.checkpoints import combine, per_model, thinned
+from ...parts.checkpoints import combine, each, per_model, thinned
+from ...parts.fused import Fused
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Dare(Merge):
@@ -47,3 +52,14 @@ class Dare(Merge):
             thinned(changes, generator, keep, self.rescale)
         merged = combine(changes, per_model(self.weights, tuned), elect=self.elect, mean=self.normalize)
         return merged.mul_(self.scale).add_(base)
+
+    def fused(self, models: int) -> Fused:
+        """The same as numbers."""
+        return Fused(
+            each(self.weights, models),
+            chances=each(self.keep, models, "keep") if min(self.keep) < 1 else None,
+            rescale=self.rescale,
+            elect=self.elect,
+            mean=self.normalize,
+            scale=self.scale,
+        )

@@ -15,19 +15,24 @@ tensor([[[0.4000, 0.4500, 0.5000, 0.5500, 0.6000]]])
 tensor([[2., 3., 0.]])
 """
 
+from __future__ import annotations
+
 import dataclasses
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ...errors import AcclimateError
 from ...kinds import Merge
+from ...lazy import torch
 from ...method import Setting
 from ...parts import thresholds
-from ...parts.checkpoints import combine, elected, per_model, positive, thinned
+from ...parts.checkpoints import combine, each, elected, per_model, positive, thinned
+from ...parts.fused import Fused
 from ...parts.ranks import row_order
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Della(Merge):
@@ -69,7 +74,7 @@ class Della(Merge):
         """Counts of magnitudes, for ranks over a whole tensor."""
         if base is None or seen or self.scope != "tensor" or self.by != "rank":
             return None
-        return thresholds.look(tuned - base, [], torch.ones(len(tuned), 1))
+        return thresholds.look(tuned - base, [], np.ones((len(tuned), 1)))
 
     def settle(self, seen: list[Tensor], models: int) -> Tensor | None:
         """Mean rank of the entries of each bucket of magnitudes, over the last rank [model, bucket]; None for ranks within rows."""
@@ -100,3 +105,18 @@ class Della(Merge):
             scale = (changes != 0).sum((0, -1)) / after.sum((0, -1)).clamp(min=1)
             scale = scale[..., None] if changes.ndim > 2 else scale
         return combine(changes, weights, elect=self.elect, mean=self.normalize).mul_(scale).add_(base)
+
+    def fused(self, models: int) -> Fused | None:
+        """The same as numbers, where ranks are those of rows."""
+        if self.by != "rank" or self.scope != "row" or self.adaptive:
+            return None
+        drop, window = each(self.drop, models, "drop"), each(self.window, models, "window")
+        return Fused(
+            each(self.weights, models),
+            chances=1 - drop - window / 2,
+            window=window,
+            rescale=self.rescale,
+            elect=self.elect,
+            mean=self.normalize,
+            scale=self.scale,
+        )

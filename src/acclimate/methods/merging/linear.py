@@ -9,14 +9,18 @@ The greedy soup is merging.soup.
 tensor([3., 3.])
 """
 
-import dataclasses
-from typing import Annotated
+from __future__ import annotations
 
-from torch import Tensor
+import dataclasses
+from typing import TYPE_CHECKING, Annotated
 
 from ...kinds import Merge
 from ...method import Setting
-from ...parts.checkpoints import combine, per_model
+from ...parts.checkpoints import combine, each, per_model
+from ...parts.fused import Fused
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Linear(Merge):
@@ -28,3 +32,7 @@ class Linear(Merge):
     def merge(self, tuned: Tensor) -> Tensor:
         """tuned [model, *shape] -> [*shape]."""
         return combine(tuned, per_model(self.weights, tuned), elect="none", mean=self.normalize)
+
+    def fused(self, models: int) -> Fused:
+        """The same as numbers."""
+        return Fused(each(self.weights, models), changes=False, mean=self.normalize)

@@ -12,17 +12,23 @@ tensor([1.4142, 1.4142])
 tensor([0.5774, 0.5774, 0.5774])
 """
 
+from __future__ import annotations
+
 import dataclasses
 import math
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from ...errors import AcclimateError
 from ...kinds import Merge
+from ...lazy import torch
 from ...method import Setting
-from ...parts.checkpoints import gram, per_model
+from ...parts.checkpoints import each, gram
+from ...parts.fused import Fused
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Slerp(Merge):
@@ -41,14 +47,19 @@ class Slerp(Merge):
         """Inner products of the models' tensors."""
         return None if seen else gram(self._seen_from(base, tuned))
 
-    def settle(self, seen: list[Tensor], models: int) -> Tensor:
+    def settle(self, seen: list[Any], models: int) -> np.ndarray:
         """Coefficients of the models [model]."""
-        return self._two(seen[0]) if models == 2 and len(self.weights) == 1 else self._many(seen[0])
+        products = np.asarray(seen[0])
+        return (self._two(products) if models == 2 and len(self.weights) == 1 else self._many(products)).astype(np.float32)
 
-    def merge(self, tuned: Tensor, seen: Tensor, base: Tensor | None = None) -> Tensor:
+    def fused(self, models: int) -> Fused:
+        """The same as numbers."""
+        return Fused(each(self.weights, models), changes=self.origin == "base", look="gram")
+
+    def merge(self, tuned: Tensor, seen: np.ndarray, base: Tensor | None = None) -> Tensor:
         """tuned [model, *shape] -> [*shape]."""
         vectors = self._seen_from(base, tuned)
-        merged = torch.tensordot(seen.to(vectors.dtype), vectors, dims=1)
+        merged = torch.tensordot(torch.from_numpy(seen).to(vectors.dtype), vectors, dims=1)
         return merged + base if self.origin == "base" and base is not None else merged
 
     def _seen_from(self, base: Tensor | None, tuned: Tensor) -> Tensor:
@@ -58,26 +69,26 @@ class Slerp(Merge):
             raise AcclimateError("slerp with origin = 'base' needs a base model")
         return tuned - base
 
-    def _two(self, products: Tensor) -> Tensor:
+    def _two(self, products: np.ndarray) -> np.ndarray:
         """Coefficients of both models [2] (Shoemake's formula); the line where they are parallel, opposed, or zero."""
-        a, b = products.diagonal().sqrt().tolist()
+        a, b = np.sqrt(products.diagonal()).tolist()
         cosine = products[0, 1].item() / (a * b) if a * b > 1e-16 else 1.0
         if abs(cosine) >= self.parallel:
-            return torch.tensor([1 - self.t, self.t])
+            return np.array([1 - self.t, self.t])
         angle = math.acos(cosine)
-        return torch.tensor([math.sin((1 - self.t) * angle), math.sin(self.t * angle)]) / math.sin(angle)
+        return np.array([math.sin((1 - self.t) * angle), math.sin(self.t * angle)]) / math.sin(angle)
 
-    def _many(self, products: Tensor) -> Tensor:
+    def _many(self, products: np.ndarray) -> np.ndarray:
         """Coefficients of every model [model]: all vectors of the construction lie in the span of the models."""
-        weights = per_model(self.weights, products).flatten().double()
+        weights = each(self.weights, len(products)).astype(np.float64)
         weights = weights / weights.sum()
-        lengths = products.diagonal().sqrt().clamp(min=1e-12)
+        lengths = np.sqrt(products.diagonal()).clip(min=1e-12)
         cosines = products / lengths[:, None] / lengths
-        size = (weights @ cosines @ weights).clamp(min=0).sqrt()
+        size = math.sqrt(max(0.0, weights @ cosines @ weights))
         if size < 1e-8:
             raise AcclimateError("slerp: the weighted mean of the directions is zero (opposed tensors balance); change the weights")
         mean = weights / size  # the mean direction, as coefficients of the unit vectors
         tangent = weights - (weights * (cosines @ mean)).sum() * mean
-        turn = (tangent @ cosines @ tangent).clamp(min=0).sqrt().item()
+        turn = math.sqrt(max(0.0, tangent @ cosines @ tangent))
         found = mean * math.cos(turn) + tangent * (math.sin(turn) / turn if turn > 1e-8 else 1.0)
         return found / lengths * (lengths @ weights)

@@ -9,14 +9,18 @@ data; without any, 0.4 is what Yadav et al. 2023 (https://arxiv.org/abs/2306.017
 tensor([2.0000, 0.5000])
 """
 
-import dataclasses
-from typing import Annotated
+from __future__ import annotations
 
-from torch import Tensor
+import dataclasses
+from typing import TYPE_CHECKING, Annotated
 
 from ...kinds import Merge
 from ...method import Setting
-from ...parts.checkpoints import combine, per_model
+from ...parts.checkpoints import combine, each, per_model
+from ...parts.fused import Fused
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class TaskArithmetic(Merge):
@@ -32,3 +36,7 @@ class TaskArithmetic(Merge):
         """base [*shape], tuned [model, *shape] -> [*shape]."""
         changes = combine(tuned - base, per_model(self.weights, tuned), elect="none", mean=self.normalize)
         return base + self.scale * changes
+
+    def fused(self, models: int) -> Fused:
+        """The same as numbers."""
+        return Fused(each(self.weights, models), mean=self.normalize, scale=self.scale)

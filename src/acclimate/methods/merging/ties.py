@@ -12,16 +12,20 @@ tensor([2., 3., 0.])
 tensor([ 0., -3.,  3.,  3.])
 """
 
-import dataclasses
-from typing import Annotated
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+import dataclasses
+from typing import TYPE_CHECKING, Annotated
 
 from ...kinds import Merge
 from ...method import Setting
 from ...parts import thresholds
-from ...parts.checkpoints import combine, per_model
+from ...parts.checkpoints import combine, each, per_model
+from ...parts.fused import Fused
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
 
 
 class Ties(Merge):
@@ -44,11 +48,11 @@ class Ties(Merge):
             return None
         return thresholds.look(tuned - base, seen, self._shares(len(tuned)), bits)
 
-    def settle(self, seen: list[Tensor], models: int) -> Tensor | None:
+    def settle(self, seen: list[Tensor], models: int) -> np.ndarray | None:
         """The least magnitude that is kept [model], or None if all are."""
         return thresholds.magnitudes(seen, self._shares(models))[:, 0] if seen else None
 
-    def merge(self, base: Tensor, tuned: Tensor, seen: Tensor | None) -> Tensor:
+    def merge(self, base: Tensor, tuned: Tensor, seen: np.ndarray | None) -> Tensor:
         """base [*shape], tuned [model, *shape] -> [*shape]."""
         changes = tuned - base
         if seen is not None:
@@ -56,5 +60,11 @@ class Ties(Merge):
         merged = combine(changes, per_model(self.weights, tuned), elect=self.sign, mean=self.normalize)
         return (merged if self.scale == 1 else merged.mul_(self.scale)).add_(base)
 
-    def _shares(self, models: int) -> Tensor:
-        return per_model(self.keep, torch.empty(models, 1), "keep")
+    def fused(self, models: int) -> Fused:
+        """The same as numbers."""
+        look = "counts" if min(self.keep) < 1 else ""
+        weights, shares = each(self.weights, models), self._shares(models)
+        return Fused(weights, look=look, shares=shares, elect=self.sign, mean=self.normalize, scale=self.scale)
+
+    def _shares(self, models: int) -> np.ndarray:
+        return each(self.keep, models, "keep")[:, None]
