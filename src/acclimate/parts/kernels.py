@@ -63,6 +63,16 @@ def dot(a, b):
 
 
 @reduction
+def products(x, a):
+    """Inner products of x with itself and with a."""
+    own, other = ZERO, ZERO
+    for j in range(len(x)):
+        own += x[j] * x[j]
+        other += x[j] * a[j]
+    return np.float64(own), np.float64(other)
+
+
+@reduction
 def length(a):
     """Sum of magnitudes."""
     total = ZERO
@@ -90,6 +100,13 @@ def subtract(d, base):
     """The change from the base, in place."""
     for j in range(len(d)):
         d[j] -= base[j]
+
+
+@step
+def difference(x, base, d):
+    """The change from the base."""
+    for j in range(len(x)):
+        d[j] = x[j] - base[j]
 
 
 @step
@@ -152,6 +169,21 @@ def agree(d, weight, total, a, taken):
         agrees = ((d[j] > 0) & (total[j] >= 0)) | ((d[j] < 0) & (total[j] < 0))
         a[j] += d[j] if agrees else ZERO
         taken[j] += weight if agrees else ZERO
+
+
+@step
+def add_both(d, total, sizes):
+    """One more model's changes, and their magnitudes."""
+    for j in range(len(d)):
+        total[j] += d[j]
+        sizes[j] += abs(d[j])
+
+
+@step
+def agreeing(total, sizes, a):
+    """What agrees in sign with the sum of the changes: half of it, and half of the sum of their magnitudes with its sign."""
+    for j in range(len(a)):
+        a[j] = np.float32(0.5) * (total[j] + (sizes[j] if total[j] >= 0 else -sizes[j]))
 
 
 @step
@@ -309,6 +341,7 @@ def merged(values, models, changes, weights, borders, draws, limits, factors, or
     held, cut = np.empty((parts, block), np.float32), np.empty((models, block), np.float32)
     own, share = np.empty((3, block), np.float32), np.empty(block, np.float32)
     reference = parts - 1 if parts > models else 0
+    in_one = elect == 1 and not mean  # the elected sum needs no second look at the changes
     for first in range(0, size, block):
         last = min(first + block, size)
         n = last - first
@@ -316,11 +349,13 @@ def merged(values, models, changes, weights, borders, draws, limits, factors, or
         for i in range(parts):
             widen(values[i, first:last], held[i, :n])
         fill(total, ZERO)
+        fill(taken, ZERO)
         for i in range(models):
             d = cut[i, :n]
-            copy(held[i, :n], d)
             if changes:
-                subtract(d, base)
+                difference(held[i, :n], base, d)
+            else:
+                copy(held[i, :n], d)
             if borders.shape[1]:
                 trim(d, borders[i, -1], borders[i, 0] if borders.shape[1] > 1 else np.float32(np.inf))
             if draws.shape[0]:
@@ -329,11 +364,14 @@ def merged(values, models, changes, weights, borders, draws, limits, factors, or
                 times(d, weights[i])
             if elect == 2:
                 vote(total, d)
+            elif in_one:
+                add_both(d, total, taken)
             else:
                 add(total, d)
-        if elect:
+        if in_one:
+            agreeing(total, taken, a)
+        elif elect:
             fill(a, ZERO)
-            fill(taken, ZERO)
             for i in range(models):
                 agree(cut[i, :n], weights[i], total, a, taken)
             if mean:
@@ -345,5 +383,6 @@ def merged(values, models, changes, weights, borders, draws, limits, factors, or
         sums[0] += dot(a, a)
         sums[1] += store(a, values[reference, first:last], out[first:last])
         for i in range(parts):
-            squares[i] += dot(held[i, :n], held[i, :n])
-            dots[i] += dot(held[i, :n], a)
+            square, product = products(held[i, :n], a)
+            squares[i] += square
+            dots[i] += product
