@@ -65,20 +65,26 @@ def ready(works: Sequence["Work"]) -> None:
     for work in works:
         if work.fused is not None:
             wanted[_kind(work), work.dtype.code == "BF16", work.fused.look, work.fused.window is None, work.fused.rescale] = work
+    if not wanted:
+        return
     told = threading.Timer(1.5, say, ["compiling the merge for this machine; it is kept for the next time"])
     told.daemon = True
     told.start()
-    store, width = Store(), 8
-    for (kind, *_), work in wanted.items():
-        fused, models = work.fused, len(work.tuned)
-        assert fused is not None
-        values: np.ndarray = np.ones((len(work.parts), width), kind)
-        seen: list[np.ndarray] = []
-        while (found := look(fused, values, models, seen, work.bits)) is not None:
-            seen.append(found)
-        settled = None if not seen else fused.weights if fused.look == "gram" else np.ones((models, 1), np.float32)
-        chunk(fused, values, models, width, settled, np.random.Generator(np.random.SFC64(0)), work.dtype, store)
-    told.cancel()
+    try:
+        for (kind, *_), work in wanted.items():
+            _try(work, np.ones((len(work.parts), 8), kind))
+    finally:
+        told.cancel()
+
+
+def _try(work: "Work", values: np.ndarray) -> None:
+    """One small chunk of a merge."""
+    fused, models, seen = work.fused, len(work.tuned), []  # type: ignore[var-annotated]
+    assert fused is not None
+    while (found := look(fused, values, models, seen, work.bits)) is not None:
+        seen.append(found)
+    settled = None if not seen else fused.weights if fused.look == "gram" else np.ones((models, 1), np.float32)
+    chunk(fused, values, models, values.shape[1], settled, np.random.Generator(np.random.SFC64(0)), work.dtype, Store())
 
 
 def _kind(work: "Work") -> type:
