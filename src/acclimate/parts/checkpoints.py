@@ -14,6 +14,8 @@ from ..lazy import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
+LEAST_CHANCE = 1e-5  # to be kept at random; below it nothing is
+
 
 def each(values: Sequence[float], models: int, what: str = "weights") -> np.ndarray:
     """One value for all models, or one each, in fp32 [model].
@@ -126,10 +128,22 @@ def thinned(changes: Tensor, generator: np.random.Generator, chances: Tensor, re
 
 def drawn(generator: np.random.Generator, chances: Tensor, shape: torch.Size) -> Tensor:
     """1 with the given chances, else 0 [*shape], in fp32: 16 random bits each, so chances are met to within 1/131,072."""
-    count = int(np.prod(shape))
-    bits = generator.integers(0, 2**64 - 1, -(-count // 4), dtype=np.uint64, endpoint=True)
-    limits = (chances.float() * 65536).sub_(32769).round_().to(torch.int16).numpy()  # the largest draw, of -32768 to 32767, that counts
-    kept = bits.view(np.int16)[:count].reshape(shape) <= limits
-    if chances.min() < 1e-5:  # such a limit lies below all draws, and out of their type's range
-        kept &= (chances >= 1e-5).numpy()
+    each = chances.float().numpy()
+    kept = random_bits(generator, int(np.prod(shape))).reshape(shape) <= largest_kept(each)
+    if chances.min() < LEAST_CHANCE:
+        kept &= each >= LEAST_CHANCE
     return torch.from_numpy(kept.view(np.uint8)).to(torch.float32)
+
+
+def random_bits(generator: np.random.Generator, count: int) -> np.ndarray:
+    """Draws from -32768 to 32767 [count]."""
+    return generator.integers(0, 2**64 - 1, -(-count // 4), dtype=np.uint64, endpoint=True).view(np.int16)[:count]
+
+
+def largest_kept(chances: np.ndarray) -> np.ndarray:
+    """The largest of these draws that counts as kept [*shape], for chances of at least ``LEAST_CHANCE``; smaller ones lie below all draws.
+
+    >>> largest_kept(np.array([0.5, 1.0], np.float32))
+    array([   -1, 32767], dtype=int16)
+    """
+    return np.round(chances * np.float32(65536) - np.float32(32769)).clip(-32768, 32767).astype(np.int16)

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...kinds import Merge
+from ...parts.checkpoints import LEAST_CHANCE, largest_kept, random_bits
 from ...parts.fused import Fused
 from ...parts.ranks import COLUMN
 from ...parts.thresholds import HIGH, LOW, place
 from ...progress import say
 from .checkpoint import Buffer
-from .dtypes import Dtype
+from .dtypes import DTYPES, Dtype
 from .sums import Sums
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ def chunk(
     sums.merged, sums.changed = float(totals[0]), int(totals[1])
     if out.code == "F16":
         with np.errstate(over="ignore"):
-            narrow, before = stored.astype(np.float16), _wide(values[-1 if parts > models else 0]).astype(np.float16)
+            narrow, before = stored.astype(np.float16), wide(values[-1 if parts > models else 0]).astype(np.float16)
         sums.changed = int(np.count_nonzero(narrow.view(np.uint16) != before.view(np.uint16)))
         stored = narrow
     return stored.view(np.uint8).data, sums
@@ -183,13 +184,12 @@ def _thinning(
         return none
     assert draw is not None
     size = values.shape[1]
-    draws = draw.integers(0, 2**64 - 1, -(-models * size // 4), dtype=np.uint64, endpoint=True).view(np.int16)[: models * size]
-    limits, factors = _limits(fused.ranked_chances(width).tobytes(), models, fused.rescale)
+    draws = random_bits(draw, models * size).reshape(models, size)
+    limits, factors = _limits(fused, width)
     order = none[-1]
     if fused.window is not None:
         order = store.array(store.order, (models, size), np.uint16)
         _kernels().ranks(values, width, order)
-    draws = draws.reshape(models, size)
     if fused.rescale == "norm":
         sizes = np.zeros((models, 2))
         _kernels().kept_sizes(values, draws, limits, factors, order, sizes)
@@ -198,23 +198,21 @@ def _thinning(
     return draws, limits, factors, order
 
 
-@lru_cache(maxsize=64)
-def _limits(chances: bytes, models: int, rescale: str) -> tuple[np.ndarray, np.ndarray]:
-    """The largest draw (of -32768 to 32767) that counts as kept, and what is kept is multiplied by [model, rank]."""
-    each = np.frombuffer(chances, np.float32).reshape(models, -1)
-    limits = np.round(each * np.float32(65536) - np.float32(32769)).clip(-32768, 32767).astype(np.int16)
-    factors = 1 / np.maximum(each, np.float32(1e-6)) if rescale == "probability" else np.ones_like(each)
-    return limits, np.where(each < 1e-5, 0, factors).astype(np.float32)  # so small a chance lies below all draws
+@lru_cache(maxsize=64)  # asked for at every chunk
+def _limits(fused: Fused, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """The largest draw that counts as kept, and what is kept is multiplied by [model, rank]."""
+    chances = fused.ranked_chances(width)
+    factors = 1 / np.maximum(chances, np.float32(1e-6)) if fused.rescale == "probability" else np.ones_like(chances)
+    return largest_kept(chances), np.where(chances < LEAST_CHANCE, 0, factors).astype(np.float32)
 
 
-def _wide(row: np.ndarray) -> np.ndarray:
+def wide(row: np.ndarray) -> np.ndarray:
+    """Entries as :func:`read` holds them, in fp32."""
     return row if row.dtype == np.float32 else (row.astype(np.uint32) << 16).view(np.float32)
 
 
 def whole(method: Merge, base: Any, tuned: np.ndarray, seed: Any = 0) -> np.ndarray | None:
     """Merge one fp32 tensor that is in memory, as ``Merge.whole`` does; None where the method cannot say itself as numbers."""
-    from .dtypes import DTYPES
-
     models = len(tuned)
     fused = method.fused(models)
     if fused is None:

@@ -52,7 +52,12 @@ class Plan:
     def memory(self, workers: int = 0) -> int:
         """Bytes that the chunks take at most, beside the program; or quantising again, which follows where a parent is quantised."""
         workers = workers or os.cpu_count() or 1
-        return max(forecast(self.works, workers), _memory_to_requantise(self.works, workers) if _packed(self.works) else 0)
+        most = forecast(self.works, workers)
+        if _all_as_stored(self.works):
+            return most
+        from .requantised import memory
+
+        return max(most, memory(self.works, workers))
 
     @property
     def bytes(self) -> int:
@@ -148,7 +153,7 @@ def run(
             raise
         write_json(work / "config.json", made.config)
         report = _report(made, facts, seed, check, notes or {})
-        if _packed(made.works):
+        if not _all_as_stored(made.works):
             from .requantised import requantised
 
             report |= {"requantised": again} if (again := requantised(made.works, work, workers or os.cpu_count() or 1)) else {}
@@ -172,15 +177,9 @@ def run(
     return {**report, "folder": str(folder)}
 
 
-def _packed(works: Sequence[Work]) -> bool:
-    """Whether an input is quantised."""
-    return any(not part.checkpoint.as_stored(part.slot) for work in works for part in work.parts)
-
-
-def _memory_to_requantise(works: Sequence[Work], workers: int) -> int:
-    from .requantised import memory
-
-    return memory(works, workers)
+def _all_as_stored(works: Sequence[Work]) -> bool:
+    """Whether all inputs are what their files hold, so that none is quantised (and the module for these, with torch, is not needed)."""
+    return all(part.checkpoint.as_stored(part.slot) for work in works for part in work.parts)
 
 
 def prove(folder: Path, size: int) -> dict[str, Any]:

@@ -91,11 +91,6 @@ class Work:
         """All inputs, the base last."""
         return (*self.tuned, self.base) if self.base is not None else self.tuned
 
-    @property
-    def merges(self) -> bool:
-        """Whether there is anything to merge: else the first input is copied."""
-        return self.method is not None and self.dtype.is_floating_point
-
     @cached_property
     def fused(self) -> fused.Fused | None:
         """The numbers that the compiled lane needs; None where the merge goes through torch."""
@@ -212,7 +207,7 @@ class _Engine:
         """One tensor: looks, then the merge, chunk by chunk; its facts."""
         spans, settled = [(work, span) for span in work.spans()], None
         chunk: Callable[..., Sums] = self._copy
-        if work.method is not None and work.merges:
+        if work.method is not None and work.dtype.is_floating_point:
             seen = model_wide[_key(work.method)] if work.method.model_wide else self._looks(spans, run)
             settled = work.method.settle(seen, len(work.tuned))
             chunk = self.chunk if work.fused is None else self._compiled
@@ -262,7 +257,7 @@ class _Engine:
         draw = self._generator(work, span) if work.fused.chances is not None else None
         view, sums = fused.chunk(work.fused, values, len(work.tuned), work.width, settled, draw, work.dtype, store)
         if not np.isfinite(sums.parts).all():
-            _refuse(work, values if values.dtype == np.float32 else (values.astype(np.uint32) << 16).view(np.float32), span[0])
+            _refuse(work, fused.wide(values), span[0])
         self.layout.write(work.name, span[0], view)
         return sums
 
